@@ -1,0 +1,1 @@
+"""What to run, where, and what came of it. Knows nothing of images."""

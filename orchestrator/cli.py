@@ -1,0 +1,346 @@
+"""The verbs of `ablate`. Heavy libraries (Ray, torch, MLflow) are imported only by the verbs that need them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator import library
+from orchestrator.errors import AblateError, SpecError
+from orchestrator.messages import did_you_mean
+from orchestrator.plan import Job, Plan, estimate, jobs, make_plan
+from orchestrator.progress import duration
+from orchestrator.spec import Recipe, Study
+from orchestrator.store import Store
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="One command trains, evaluates, tracks and tabulates a paper's ablation.",
+)
+console = Console()
+problems = Console(stderr=True, highlight=False)
+
+Studies = Annotated[list[str], typer.Argument(metavar="STUDY...", help="name in studies/, or a YAML file")]
+RecipeName = Annotated[str | None, typer.Option("--recipe", help="name in studies/recipes/, or a YAML file")]
+Seeds = Annotated[str | None, typer.Option(help="such as 0,1,2; default: the study's own")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="override of the recipe")]
+StoreRoot = Annotated[Path, typer.Option("--store", envvar="ABLATE_STORE", help="where records live")]
+TrackingUri = Annotated[
+    str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="default: SQLite in the store")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="for scripts")]
+DEFAULT_STORE = Path("ablations")
+
+
+@app.command("list", epilog="Example: `ablate list`")
+def list_(as_json: AsJson = False) -> None:
+    """Studies and recipes that are here."""
+    studies = [library.load_study(name)[0] for name in library.names(library.STUDIES)]
+    recipes = [library.load_recipe(name).recipe for name in library.names(library.RECIPES)]
+    if as_json:
+        _print_json(
+            {
+                "studies": {study.name: study.title for study in studies},
+                "recipes": {recipe.name: recipe.title for recipe in recipes},
+            }
+        )
+        return
+    for title, rows in (
+        ("study", [(study.name, study.title, study.source) for study in studies]),
+        ("recipe", [(recipe.name, recipe.title, _scale(recipe)) for recipe in recipes]),
+    ):
+        table = _table(title, "", "")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+
+
+@app.command(epilog="Example: `ablate show table1`")
+def show(study: str, as_json: AsJson = False) -> None:
+    """A study (or recipe) as it is understood, with every default filled in."""
+    try:
+        loaded: Study | Recipe = library.load_study(study)[0]
+    except SpecError:
+        if study not in library.names(library.RECIPES):
+            raise
+        loaded = library.load_recipe(study).recipe
+    if as_json:
+        _print_json(loaded.model_dump(mode="json"))
+        return
+    console.print(f"[bold]{loaded.name}[/bold]: {loaded.title}")
+    if isinstance(loaded, Recipe):
+        console.print_json(loaded.model_dump_json())
+        return
+    console.print(f"{loaded.source}; recipe {loaded.recipe}, seeds {', '.join(map(str, loaded.seeds))}")
+    if loaded.include:
+        console.print(f"consists of {', '.join(loaded.include)}")
+    cells = _table("cell", "label", "override")
+    for cell in loaded.cells:
+        cells.add_row(cell.name, cell.label, json.dumps(cell.set))
+    console.print(cells)
+
+
+@app.command("plan", epilog="Example: `ablate plan quickstart --recipe digits --seeds 0,1,2`")
+def plan_(
+    studies: Studies,
+    recipe: RecipeName = None,
+    seeds: Seeds = None,
+    sets: Sets = None,
+    store_root: StoreRoot = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """What a run would train: the matrix, what is shared, what is there already, how long it takes."""
+    plan = make_plan(studies, recipe, _parse_seeds(seeds), tuple(sets or ()))
+    store = Store(store_root)
+    missing = jobs(plan, store)
+    footprint = plan.recipe.resources
+    slots = max(1, (os.cpu_count() or 1) // (footprint.cpus_per_worker * footprint.workers))
+    cost = estimate(plan, missing, store, slots)
+    if as_json:
+        _print_json(
+            {
+                "cells": [cell.__dict__ for cell in plan.cells()],
+                "trials": {key: config.model_dump(mode="json") for key, config in plan.trials.items()},
+                "to_train": [job.trial for job in missing if job.train],
+                "to_evaluate": {key: job.trial for job in missing for key in job.evaluations},
+                "seconds": cost.seconds if cost else None,
+            }
+        )
+        return
+    _show_plan(plan, missing)
+    what = "nothing to train" if cost and not cost.seconds else f"about {duration(cost.seconds)}" if cost else "unknown"
+    console.print(f"Time: {what}" + (f" with {slots} at once (from {cost.basis})" if cost and cost.seconds else ""))
+
+
+@app.command(epilog="Example: `ablate run quickstart --seeds 0,1,2 --set epochs=20`")
+def run(
+    studies: Studies,
+    recipe: RecipeName = None,
+    seeds: Seeds = None,
+    sets: Sets = None,
+    address: Annotated[str, typer.Option(help="auto, local, or host:port of a Ray cluster")] = "local",
+    executor: Annotated[str, typer.Option(help="auto, inline or train (Ray Train, DDP)")] = "auto",
+    max_concurrent: Annotated[int | None, typer.Option(min=1, help="fewer trials at once than fit")] = None,
+    store_root: StoreRoot = DEFAULT_STORE,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Train and evaluate what is missing, track it, write the report. The same command continues a cut-off run."""
+    _one_of("--executor", executor, ["auto", "inline", "train"])
+    plan = make_plan(studies, recipe, _parse_seeds(seeds), tuple(sets or ()))
+    _check_data(plan)
+    store = Store(store_root)
+    missing = jobs(plan, store)
+    _refuse_inline_gangs(executor, missing)
+    store.prepare()
+    from orchestrator.launch import launch
+
+    failed = launch(plan, missing, store, address, executor, max_concurrent, tracking_uri, console)
+    raise typer.Exit(3 if failed else 0)
+
+
+@app.command(epilog="Example: `ablate report quickstart --out paper/tables`")
+def report(
+    studies: Studies,
+    recipe: RecipeName = None,
+    seeds: Seeds = None,
+    sets: Sets = None,
+    out: Annotated[Path | None, typer.Option(help="default: in the store")] = None,
+    source: Annotated[str, typer.Option(help="store or mlflow")] = "store",
+    store_root: StoreRoot = DEFAULT_STORE,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Write tables, cells and page from what is there, training nothing."""
+    _one_of("--source", source, ["store", "mlflow"])
+    plan = make_plan(studies, recipe, _parse_seeds(seeds), tuple(sets or ()))
+    from orchestrator.launch import report_all
+
+    report_all(plan, Store(store_root), console, out=out, source=source, tracking_uri=tracking_uri)
+
+
+@app.command(epilog="Example: `ablate status`")
+def status(store_root: StoreRoot = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """Every trial of the store: finished, failed and why, or under way."""
+    store = Store(store_root)
+    rows = list(store.status())
+    if as_json:
+        _print_json(rows)
+        return
+    table = _table("trial", "recipe", "head", "seed", "state", "epochs", "loss", "seconds")
+    for row in rows:
+        table.add_row(*(str(row[column]) for column in ("trial", "recipe", "head", "seed")), row["state"],
+                      str(row["epochs"]), row["loss"], row["seconds"])  # fmt: skip
+    console.print(table if rows else f"no trials in {store.root}")
+    for row in rows:
+        if row["error"]:
+            console.print(f"[red]{row['trial']}[/red] {row['error']}", markup=True, soft_wrap=True)
+
+
+@app.command(epilog="Example: `ablate sync quickstart`")
+def sync(
+    studies: Studies,
+    recipe: RecipeName = None,
+    seeds: Seeds = None,
+    sets: Sets = None,
+    store_root: StoreRoot = DEFAULT_STORE,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Bring MLflow up to date with the records of the store."""
+    plan = make_plan(studies, recipe, _parse_seeds(seeds), tuple(sets or ()))
+    from orchestrator.launch import sync_all
+
+    sync_all(plan, Store(store_root), tracking_uri, console)
+
+
+@app.command(epilog="Example: `ablate ui --port 5000`")
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    store_root: StoreRoot = DEFAULT_STORE,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """MLflow's page on the store's runs, on loopback, until Ctrl-C."""
+    from orchestrator.launch import serve_ui
+
+    serve_ui(Store(store_root), tracking_uri, port, console)
+
+
+@app.command(epilog="Example: `ablate schema recipe > recipe.schema.json`")
+def schema(
+    what: Annotated[str, typer.Argument(help="study or recipe")],
+) -> None:
+    """JSON Schema for an editor's completion of the YAML files."""
+    _one_of("WHAT", what, ["study", "recipe"])
+    model = Study if what == "study" else Recipe
+    _print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()})
+
+
+def main() -> None:
+    """The console script: runs a verb, and turns errors that are the user's to mend into one line and an exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except AblateError as error:
+        _complain(str(error))
+        sys.exit(error.exit_code)
+    except typer.TyperException as error:
+        _complain(_usage(error))
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted; the same command goes on from here")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(code or 0)
+
+
+def _complain(message: str) -> None:
+    problems.print("ablate: ", end="", style="bold red")
+    problems.print(message, markup=False, soft_wrap=True)
+
+
+def _usage(error: Any) -> str:
+    lines = str(getattr(error, "format_message", error.__str__)()).split("\n")
+    context = getattr(error, "ctx", None)
+    where = f" (see `{context.command_path} --help`)" if context else ""
+    return " ".join(line.strip() for line in lines) + where
+
+
+def _parse_seeds(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise SpecError(f"--seeds: got {text!r}, takes whole numbers with commas, such as 0,1,2") from None
+    if any(seed < 0 or seed >= 2**31 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise SpecError(f"--seeds: got {text!r}, takes different numbers from 0 to {2**31 - 1}")
+    return seeds
+
+
+def _one_of(flag: str, value: str, choices: list[str]) -> None:
+    if value not in choices:
+        raise SpecError(f"{flag}: got {value!r}{did_you_mean(value, choices)}; takes one of {', '.join(choices)}")
+
+
+def _refuse_inline_gangs(executor: str, missing: list[Job]) -> None:
+    gangs = [job for job in missing if job.resources.workers > 1]
+    if executor == "inline" and gangs:
+        raise SpecError(
+            f"--executor inline: got resources.workers = {gangs[0].resources.workers}, takes 1; use auto or train"
+        )
+
+
+def _check_data(plan: Plan) -> None:
+    """Refuse a data root that isn't there, or a batch larger than the data, before anything starts."""
+    from trainers.data.datasets import DataError, check_data
+
+    for data in {config.data for config in plan.trials.values()}:
+        try:
+            check_data(data)
+        except DataError as error:
+            raise SpecError(f"recipe {plan.recipe.name}: data: {error}") from None
+
+
+def _show_plan(plan: Plan, missing: list[Job]) -> None:
+    to_train = {job.trial for job in missing if job.train}
+    to_evaluate = {key for job in missing for key in job.evaluations}
+    for study in plan.studies:
+        table = _table("cell", "head", *(f"seed {seed}" for seed in study.seeds))
+        table.title, table.title_justify = f"{study.name}: {study.study.title}", "left"
+        first_shown: dict[str, str] = {}
+        rows: dict[str, list[str]] = {}
+        for cell in study.cells:
+            head = plan.trials[cell.trial].head
+            sizes = head.model_dump(exclude={"kind"}, exclude_defaults=True)
+            text = head.kind + (" " + " ".join(f"{name}={value}" for name, value in sizes.items()) if sizes else "")
+            row = rows.setdefault(cell.name, [cell.name, text])
+            owner = first_shown.setdefault(cell.trial, cell.name)
+            if owner != cell.name:
+                row.append(f"[dim]= {owner}[/dim]")
+            elif cell.trial in to_train:
+                row.append("train")
+            elif to_evaluate & set(cell.evaluations.values()):
+                row.append("evaluate")
+            else:
+                row.append("[green]there[/green]")
+        for row in rows.values():
+            table.add_row(*row)
+        console.print(table)
+    cells = {(cell.study, cell.cell) for cell in plan.cells()}
+    console.print(
+        f"{len(cells)} cells need {len(plan.trials)} trainings and {len(plan.evaluations)} evaluations over "
+        f"{len({config.seed for config in plan.trials.values()})} seeds; {len(to_train)} trainings and "
+        f"{len(to_evaluate)} evaluations are missing."
+    )
+
+
+def _scale(recipe: Recipe) -> str:
+    workers = f"{recipe.resources.workers} x {recipe.resources.gpus_per_worker:g} GPU" if (
+        recipe.resources.gpus_per_worker
+    ) else f"{recipe.resources.workers * recipe.resources.cpus_per_worker} CPU"  # fmt: skip
+    cost = f", about {duration(recipe.cost.seconds)} a trial" if recipe.cost else ""
+    return f"{recipe.epochs} epochs on {workers}{cost}"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()

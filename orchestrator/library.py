@@ -1,0 +1,108 @@
+"""Finds studies and recipes, lays overrides over them, and says in one line what is wrong with one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator import yaml_files
+from orchestrator.errors import SpecError
+from orchestrator.messages import did_you_mean, validate
+from orchestrator.spec import Cell, Recipe, Study
+
+STUDIES = Path(__file__).resolve().parent.parent / "studies"
+RECIPES = STUDIES / "recipes"
+
+
+@dataclass(frozen=True)
+class RecipeSource:
+    """A recipe as written plus `--set` overrides, to which cells add theirs."""
+
+    name: str
+    raw: dict[str, Any]
+    recipe: Recipe
+    overrides: dict[str, Any]
+
+    def with_cell(self, cell: Cell, study_source: str) -> Recipe:
+        """The recipe under one cell's override.
+
+        Raises:
+            SpecError: naming the study's file, the cell and the field.
+        """
+        where = f"{study_source}: cell {cell.name!r} under recipe {self.name}"
+        return validate(Recipe, merge(self.raw, expand(cell.set, where)), where, prefix="set.")
+
+
+def names(folder: Path) -> list[str]:
+    """Names of the YAML files of a folder."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def load_study(name_or_path: str) -> tuple[Study, str]:
+    """A study by its name in `studies/`, or by a path to a YAML file; with the file's name for messages."""
+    path = _locate(name_or_path, STUDIES, "study")
+    study = validate(Study, yaml_files.load_mapping(path), str(path))
+    return study, str(path)
+
+
+def load_recipe(name_or_path: str, sets: tuple[str, ...] = ()) -> RecipeSource:
+    """A recipe by name or path, under `--set path=value` overrides (value is YAML)."""
+    path = _locate(name_or_path, RECIPES, "recipe")
+    raw = yaml_files.load_mapping(path)
+    recipe = validate(Recipe, raw, str(path))
+    overrides: dict[str, Any] = {}
+    for assignment in sets:
+        field, separator, value = assignment.partition("=")
+        if not separator or not field:
+            raise SpecError(f"--set {assignment}: got no '=', takes path=value, such as epochs=4")
+        where = f"--set {assignment}"
+        overrides = merge(overrides, expand({field: yaml_files.parse(value, where)}, where))
+    if overrides:
+        # all at once: one override may be allowed only by another
+        raw = merge(raw, overrides)
+        recipe = validate(Recipe, raw, " ".join(f"--set {assignment}" for assignment in sets))
+    return RecipeSource(recipe.name, raw, recipe, overrides)
+
+
+def expand(overrides: dict[str, Any], where: str) -> dict[str, Any]:
+    """{"optimizer.lr": 1} -> {"optimizer": {"lr": 1}}."""
+    expanded: dict[str, Any] = {}
+    for path, value in overrides.items():
+        parts = path.split(".")
+        if not all(parts):
+            raise SpecError(f"{where}: {path!r}: takes a dotted path such as optimizer.lr")
+        nested: Any = expand(value, where) if isinstance(value, dict) else value
+        for part in reversed(parts):
+            nested = {part: nested}
+        expanded = merge(expanded, nested)
+    return expanded
+
+
+def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
+    """Override laid over base, mapping by mapping. A new `kind` replaces: other kinds' fields don't carry over."""
+    merged = dict(base)
+    for key, value in override.items():
+        below = merged.get(key)
+        same_kind = (
+            isinstance(value, dict)
+            and isinstance(below, dict)
+            and ("kind" not in value or value["kind"] == below.get("kind"))
+        )
+        merged[key] = merge(below, value) if same_kind else value  # type: ignore[arg-type]
+    return merged
+
+
+def _locate(name_or_path: str, folder: Path, what: str) -> Path:
+    if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise SpecError(f"{what} {name_or_path}: no such file")
+        return path
+    known = names(folder)
+    if name_or_path not in known:
+        raise SpecError(
+            f"{what} {name_or_path!r}: unknown{did_you_mean(name_or_path, known)}; takes a path to a YAML file "
+            f"or one of {', '.join(known)}"
+        )
+    return folder / f"{name_or_path}.yaml"

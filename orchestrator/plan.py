@@ -1,0 +1,200 @@
+"""Study x recipe x seeds -> the trainings and evaluations that are needed, each once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from orchestrator.errors import SpecError
+from orchestrator.library import RecipeSource, load_recipe, load_study
+from orchestrator.spec import (
+    EvaluationKind,
+    Recipe,
+    Resources,
+    Study,
+    content_key,
+    evaluation_key,
+    trial_key,
+)
+from orchestrator.store import Store
+from trainers import NUMERICS_VERSION
+from trainers.config import EvaluationConfig, TrialConfig
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """One cell with one seed: which trial serves it and which evaluations it shows."""
+
+    study: str
+    cell: str
+    label: str
+    seed: int
+    trial: str
+    evaluations: dict[EvaluationKind, str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.study}/{self.cell}"
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """One study under one recipe: a report, and a parent run in MLflow."""
+
+    study: Study
+    members: tuple[Study, ...]
+    recipe: str
+    seeds: tuple[int, ...]
+    cells: tuple[PlannedCell, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.study.name}@{self.recipe}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a command asks for; trials and evaluations are shared between cells and studies."""
+
+    studies: tuple[StudyPlan, ...]
+    recipe: Recipe
+    overrides: dict[str, object]
+    trials: dict[str, TrialConfig] = field(default_factory=dict)
+    evaluations: dict[str, tuple[str, EvaluationConfig]] = field(default_factory=dict)
+    resources: dict[str, Resources] = field(default_factory=dict)
+
+    def cells(self) -> list[PlannedCell]:
+        return [cell for study in self.studies for cell in study.cells]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the store lacks of one trial: its training, some evaluations, or both."""
+
+    trial: str
+    config: TrialConfig
+    train: bool
+    evaluations: dict[str, EvaluationConfig]
+    resources: Resources
+    label: str
+
+
+def make_plan(
+    study_names: Sequence[str],
+    recipe_name: str | None = None,
+    seeds: tuple[int, ...] | None = None,
+    sets: tuple[str, ...] = (),
+) -> Plan:
+    """Resolve studies under a recipe.
+
+    Args:
+        recipe_name: default: the recipe of the first study.
+        seeds: default: each study's own.
+
+    Raises:
+        SpecError: anything in a study, recipe or override that can't be used.
+    """
+    if not study_names:
+        raise SpecError("STUDY: got none, takes at least one; `ablate list` shows them")
+    loaded = [load_study(name) for name in dict.fromkeys(study_names)]
+    source = load_recipe(recipe_name or loaded[0][0].recipe, sets)
+    plan = Plan((), source.recipe, source.overrides)
+    studies = tuple(_plan_study(study, file, source, seeds or study.seeds, plan) for study, file in loaded)
+    return Plan(studies, plan.recipe, plan.overrides, plan.trials, plan.evaluations, plan.resources)
+
+
+def jobs(plan: Plan, store: Store) -> list[Job]:
+    """What is missing, in the order of the plan: seeds outermost, so that every cell has a number early."""
+    labels: dict[str, list[str]] = {}
+    for cell in plan.cells():
+        labels.setdefault(cell.trial, []).append(cell.label)
+    missing = []
+    for key, config in sorted(plan.trials.items(), key=lambda item: item[1].seed):
+        train = store.trial_record(key) is None
+        evaluations = {
+            evaluation: protocol
+            for evaluation, (trial, protocol) in plan.evaluations.items()
+            if trial == key and (train or store.evaluation_record(evaluation) is None)
+        }
+        if train or evaluations:
+            label = labels[key][0]
+            missing.append(Job(key, config, train, evaluations, plan.resources[key], label))
+    return missing
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds that a plan's missing trainings take, and what the figure rests on."""
+
+    seconds: float
+    basis: str
+
+
+def estimate(plan: Plan, missing: list[Job], store: Store, at_once: int) -> Estimate | None:
+    """Wall seconds with `at_once` trials side by side; None if nothing is known of this recipe's cost."""
+    to_train = [job for job in missing if job.train]
+    if not to_train:
+        return Estimate(0.0, "nothing to train")
+    measured = store.training_seconds(plan.recipe.name)
+    if measured:
+        each, basis = median(measured), f"the median of {len(measured)} finished trials of this recipe"
+    elif plan.recipe.cost:
+        each, basis = plan.recipe.cost.seconds, f"the recipe's stated cost on {plan.recipe.cost.hardware}"
+    else:
+        return None
+    rounds = -(-len(to_train) // max(1, at_once))
+    return Estimate(each * rounds, basis)
+
+
+def _plan_study(
+    study: Study, file: str, source: RecipeSource, seeds: tuple[int, ...], plan: Plan
+) -> StudyPlan:
+    members = _members(study, file)
+    cells = [
+        planned
+        for member, member_file in members
+        for cell in member.cells
+        for planned in _plan_cell(member, cell.name, source.with_cell(cell, member_file), seeds, plan)
+    ]
+    return StudyPlan(study, tuple(member for member, _ in members), _recipe_label(source), seeds, tuple(cells))
+
+
+def _plan_cell(
+    study: Study, cell_name: str, recipe: Recipe, seeds: tuple[int, ...], plan: Plan
+) -> list[PlannedCell]:
+    label = next(cell.label for cell in study.cells if cell.name == cell_name)
+    planned = []
+    for seed in seeds:
+        config = recipe.trial(seed)
+        key = trial_key(config, NUMERICS_VERSION)
+        plan.trials.setdefault(key, config)
+        plan.resources.setdefault(key, recipe.resources)
+        evaluations: dict[EvaluationKind, str] = {}
+        for kind in study.evaluations:
+            protocol = recipe.evaluation(kind)
+            if protocol is not None:
+                evaluations[kind] = evaluation_key(key, protocol, NUMERICS_VERSION)
+                plan.evaluations.setdefault(evaluations[kind], (key, protocol))
+        planned.append(PlannedCell(study.name, cell_name, label, seed, key, evaluations))
+    return planned
+
+
+def _members(study: Study, file: str, above: tuple[str, ...] = ()) -> list[tuple[Study, str]]:
+    """The studies with cells that a study consists of, each once, in order."""
+    if study.cells:
+        return [(study, file)]
+    if study.name in above:
+        raise SpecError(f"{file}: include: {' -> '.join((*above, study.name))} goes round in a circle")
+    found: dict[str, tuple[Study, str]] = {}
+    for name in study.include:
+        included, included_file = load_study(name)
+        for member, member_file in _members(included, included_file, (*above, study.name)):
+            found.setdefault(member.name, (member, member_file))
+    return list(found.values())
+
+
+def _recipe_label(source: RecipeSource) -> str:
+    """The recipe's name; overrides that can change numbers give the report a place of its own."""
+    changing = {path: value for path, value in source.overrides.items() if path not in ("resources", "cost")}
+    return f"{source.name}-{content_key(changing)[:6]}" if changing else source.name

@@ -1,0 +1,122 @@
+"""Records as one long table: a line per cell, seed and metric; and what is missing, with the reason."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Protocol
+
+import pandas as pd
+
+from orchestrator.plan import PlannedCell, StudyPlan
+from orchestrator.report.escape import one_line
+from orchestrator.spec import Table
+from orchestrator.store import Record
+
+COLUMNS = ("study", "cell", "label", "recipe", "seed", "trial", "metric", "value", "paper")
+SHOWN_OF_TRAINING = ("loss", "online_top1")
+"""What is kept of a training's own metrics; its speed and times belong to the provenance."""
+
+
+class Records(Protocol):
+    """Where records are read from: the store, or what MLflow kept of them."""
+
+    def trial_record(self, key: str) -> Record | None: ...
+
+    def trial_failure(self, key: str) -> Record | None: ...
+
+    def evaluation_record(self, key: str) -> Record | None: ...
+
+
+class Snapshot:
+    """Records as they were when first asked for: all parts of a report agree while trials still run."""
+
+    def __init__(self, records: Records) -> None:
+        self.trial_record = functools.cache(records.trial_record)
+        self.trial_failure = functools.cache(records.trial_failure)
+        self.evaluation_record = functools.cache(records.evaluation_record)
+
+
+@dataclass(frozen=True)
+class Hole:
+    """A number that a study asks for and nobody has.
+
+    Attributes:
+        what: "training", or the kind of evaluation.
+        reason: "not done yet", or "failed: " and the error.
+    """
+
+    study: str
+    cell: str
+    label: str
+    seed: int
+    what: str
+    trial: str
+    reason: str
+
+
+def metric_name(kind: str, name: str) -> str:
+    """`top1` of a linear probe is `linear_probe/top1`; a spectrum's metrics carry their subject already."""
+    return name if kind == "spectrum" else f"{kind}/{name}"
+
+
+def table_metric(table: Table) -> str:
+    """The metric that a table shows, as the frame names it."""
+    return table.metric.removeprefix("spectrum/")
+
+
+def cells_frame(study: StudyPlan, records: Records) -> pd.DataFrame:
+    """All numbers of a study.
+
+    Returns:
+        One line per cell, seed and metric in the study's order, with `COLUMNS`. `value` is float64,
+        accuracies in percent; `paper` is NaN where the paper gives no number.
+    """
+    paper = {
+        (member.name, row.cell, table_metric(table)): row.paper
+        for member in study.members
+        for table in member.tables
+        for row in table.rows
+        if row.paper is not None
+    }
+    lines = [
+        (cell.study, cell.cell, cell.label, study.recipe, cell.seed, cell.trial, metric, value,
+         paper.get((cell.study, cell.cell, metric)))
+        for cell in study.cells
+        for metric, value in _cell_metrics(cell, records).items()
+    ]  # fmt: skip
+    return pd.DataFrame(lines, columns=list(COLUMNS)).astype(
+        {"seed": "int64", "value": "float64", "paper": "float64"}
+    )
+
+
+def holes(study: StudyPlan, records: Records) -> list[Hole]:
+    """What a study lacks, in its order."""
+    found = []
+    for cell in study.cells:
+        failure = records.trial_failure(cell.trial)
+        reason = f"failed: {one_line(failure['error'])}" if failure else "not done yet"
+        if records.trial_record(cell.trial) is None:
+            lacking = ["training"]
+        else:
+            lacking = [
+                kind for kind, key in cell.evaluations.items() if records.evaluation_record(key) is None
+            ]
+        found += [
+            Hole(cell.study, cell.cell, cell.label, cell.seed, what, cell.trial, reason) for what in lacking
+        ]
+    return found
+
+
+def _cell_metrics(cell: PlannedCell, records: Records) -> dict[str, float]:
+    record = records.trial_record(cell.trial)
+    if record is None:
+        return {}
+    metrics = {
+        metric_name(kind, name): value
+        for kind, key in cell.evaluations.items()
+        if (evaluation := records.evaluation_record(key))
+        for name, value in sorted(evaluation["metrics"].items())
+    }
+    trained = record["metrics"]
+    return metrics | {f"pretrain/{name}": trained[name] for name in SHOWN_OF_TRAINING if name in trained}

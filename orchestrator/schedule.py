@@ -1,0 +1,251 @@
+"""Ray Tune over the missing jobs. One training function, two executors.
+
+`inline` trains in the Tune trial's own process (single-worker trials); `train` wraps the same
+function in Ray Train's TorchTrainer (DDP, any number of workers). Tune always holds the whole list
+of jobs and starts as many as truly fit: the inner worker group of `train` is not part of the
+trial's own resources, so an unbounded Tune would deadlock on a full cluster.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from orchestrator.cluster import Node, trials_at_once
+from orchestrator.errors import CapacityError
+from orchestrator.plan import Job
+from orchestrator.progress import Progress
+from orchestrator.store import Store
+
+Executor = Literal["auto", "inline", "train"]
+_RESTARTS_AFTER_LOST_PROCESS = 3
+
+
+@dataclass(frozen=True)
+class _Assignment:
+    """All that a Tune trial needs to know of its job."""
+
+    job: Job
+    recipe: str
+    store: str
+    executor: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of the jobs of one run: trial key -> why it failed."""
+
+    failed: dict[str, str]
+
+
+def concurrency(jobs: list[Job], nodes: list[Node], limit: int | None) -> int:
+    """How many jobs run side by side: what fits of the largest footprint among them."""
+    footprints = {job.resources for job in jobs}
+    return min(trials_at_once(nodes, footprint, limit) for footprint in footprints)
+
+
+def run_jobs(
+    jobs: list[Job],
+    recipe: str,
+    store: Store,
+    executor: Executor,
+    at_once: int,
+    progress: Progress,
+    on_finished: Callable[[], None],
+) -> Outcome:
+    """Run every job to its end; a failed one leaves its reason in the store and stops no other.
+
+    Needs a connected Ray (`cluster.connected`).
+    """
+    from ray import tune
+
+    failed: dict[str, str] = {}
+
+    def finished(trial: str, error: str | None) -> None:
+        if error:
+            failed[trial] = error
+        progress.finish(trial, error)
+        on_finished()
+
+    scratch, name = store.root / ".tune", f"run-{uuid.uuid4().hex[:8]}"
+    assignments = {job.trial: _Assignment(job, recipe, str(store.root), _executor(executor, job)) for job in jobs}
+    trainable = tune.with_parameters(_run_job, assignments=assignments)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, lambda config: _driver_resources(assignments[config["trial"]])),
+        param_space={"trial": tune.grid_search(list(assignments))},
+        tune_config=tune.TuneConfig(
+            reuse_actors=True,  # the next trial finds torch imported: seconds saved each
+            max_concurrent_trials=at_once,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=str(scratch),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=_RESTARTS_AFTER_LOST_PROCESS),
+            callbacks=[_follow(progress, finished, store)],
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(scratch / name, ignore_errors=True)
+    return Outcome(failed)
+
+
+def _executor(wanted: Executor, job: Job) -> str:
+    if wanted == "inline" and job.resources.workers > 1:
+        raise CapacityError(
+            f"--executor inline: got resources.workers = {job.resources.workers}, takes 1; use auto or train"
+        )
+    if wanted != "auto":
+        return wanted
+    return "inline" if job.resources.workers == 1 else "train"
+
+
+def _driver_resources(assignment: _Assignment) -> dict[str, float]:
+    """What the Tune trial itself holds. Train's workers have a placement group of their own."""
+    footprint = assignment.job.resources
+    if assignment.executor == "train":
+        return {"CPU": 0.01}  # 0 is refused; a whole CPU would starve the workers
+    return {"CPU": footprint.cpus_per_worker, "GPU": footprint.gpus_per_worker}
+
+
+def _trial_name(trial: Any) -> str:
+    return str(trial.config["trial"])
+
+
+def _run_job(config: dict[str, Any], assignments: dict[str, _Assignment]) -> dict[str, Any]:
+    """The Tune trainable: train if needed, then evaluate. Errors of the work end in the store, not in Tune."""
+    from orchestrator import work
+
+    assignment = assignments[config["trial"]]
+    job, store = assignment.job, Store(assignment.store)
+    try:
+        if assignment.executor == "inline":
+            _work_inline(job, assignment.recipe, store)
+        else:
+            _work_in_train(job, assignment.recipe, store)
+    except Exception as error:
+        cause = _cause(error)
+        store.fail_trial(job.trial, work.failure(cause))
+        return {"error": f"{type(cause).__name__}: {work.failure(cause)['error']}"}
+    return {"error": None}
+
+
+def _work_inline(job: Job, recipe: str, store: Store) -> None:
+    import torch
+    from ray import tune
+
+    from orchestrator import work
+
+    device = torch.device("cuda", 0) if job.resources.gpus_per_worker else torch.device("cpu")
+    if job.train:
+        work.train_trial(job, recipe, store, "inline", {"device": device}, tune.report)
+    if job.evaluations:
+        work.evaluate_trial(job, store, "inline", device)
+
+
+def _work_in_train(job: Job, recipe: str, store: Store) -> None:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    footprint = job.resources
+    per_worker = {"CPU": footprint.cpus_per_worker, "GPU": footprint.gpus_per_worker}
+    if job.train:
+        inner = store.root / ".train"
+        trainer = TorchTrainer(
+            _train_worker,
+            train_loop_config={"job": job, "recipe": recipe, "store": str(store.root)},
+            scaling_config=ScalingConfig(
+                num_workers=footprint.workers,
+                use_gpu=footprint.gpus_per_worker > 0,
+                resources_per_worker=per_worker,
+            ),
+            run_config=RunConfig(
+                name=job.trial,
+                storage_path=str(inner),
+                failure_config=FailureConfig(max_failures=_RESTARTS_AFTER_LOST_PROCESS, controller_failure_limit=5),
+                callbacks=[TuneReportCallback()],
+            ),
+        )
+        try:
+            trainer.fit()
+        finally:
+            shutil.rmtree(inner / job.trial, ignore_errors=True)
+    if job.evaluations:
+        options = {"num_cpus": footprint.cpus_per_worker, "num_gpus": footprint.gpus_per_worker}
+        ray.get(ray.remote(**options)(_evaluate_worker).remote(job, str(store.root)))
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    """The loop of every Train worker: the same training function, on this rank."""
+    import ray.train
+    from ray.train.torch import get_device
+
+    from orchestrator import work
+
+    context = ray.train.get_context()
+    fields = {"rank": context.get_world_rank(), "world_size": context.get_world_size(), "device": get_device()}
+    work.train_trial(
+        config["job"], config["recipe"], Store(config["store"]), "train", fields, lambda metrics: ray.train.report(metrics)
+    )
+
+
+def _evaluate_worker(job: Job, store: str) -> None:
+    import torch
+
+    from orchestrator import work
+
+    device = torch.device("cuda", 0) if job.resources.gpus_per_worker else torch.device("cpu")
+    work.evaluate_trial(job, Store(store), "train", device)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error of the work itself, out of the wrappers of Ray Train and Ray tasks."""
+    from ray.exceptions import RayTaskError
+    from ray.train import WorkerGroupError
+
+    if isinstance(error, WorkerGroupError) and error.worker_failures:
+        return _cause(next(iter(error.worker_failures.values())))
+    if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        return error.cause
+    return error
+
+
+def _follow(progress: Progress, finished: Callable[[str, str | None], None], store: Store) -> Any:
+    """A Tune callback that keeps the screen and the tracker up to date."""
+    from ray import tune
+
+    class Follow(tune.Callback):  # type: ignore[misc]
+        def __init__(self, *listeners: Any) -> None:
+            self.progress, self.finished, self.store = listeners
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {}  # Tune pickles its callbacks to restore them later; this one lives with its screen
+
+        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            self.progress.begin(_trial_name(trial))
+
+        def on_trial_result(
+            self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        ) -> None:
+            if "epoch" in result and "error" not in result:
+                self.progress.advance(_trial_name(trial), result)
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            self.finished(_trial_name(trial), trial.last_result.get("error"))
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            # the process itself was lost (killed, out of memory), too often to try again
+            name, error = _trial_name(trial), "its process was lost; out of memory is the usual reason"
+            self.store.fail_trial(name, {"error": error, "type": "ProcessLost", "traceback": "", "when": ""})
+            self.finished(name, error)
+
+    return Follow(progress, finished, store)

@@ -1,0 +1,161 @@
+"""The durable truth: records of trials and evaluations under one root.
+
+    <root>/trials/<key>/        config.json, history.jsonl, checkpoints/, record.json | failure.json
+    <root>/evaluations/<key>/   config.json, arrays.npz, record.json
+    <root>/studies/<study>@<recipe>/report/
+
+`record.json` is written last and atomically: where it is, the work is done. Nothing is ever
+unpickled from a store.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestrator.errors import AblateError
+from trainers.files import HISTORY, STATE, write_atomically
+
+Record = dict[str, Any]
+_KEY = re.compile(r"[0-9a-f]{20}")
+
+
+class Store:
+    """A store on a path that every worker sees."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root).expanduser().resolve()
+
+    def prepare(self) -> None:
+        """Make the folders.
+
+        Raises:
+            AblateError: the root can't be written.
+        """
+        try:
+            for folder in ("trials", "evaluations", "studies"):
+                (self.root / folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise AblateError(f"--store {self.root}: cannot be written: {error.strerror}") from None
+
+    # --- places ---
+
+    def trial_directory(self, key: str) -> Path:
+        return self.root / "trials" / _checked(key)
+
+    def evaluation_directory(self, key: str) -> Path:
+        return self.root / "evaluations" / _checked(key)
+
+    def report_directory(self, study_at_recipe: str) -> Path:
+        return self.root / "studies" / study_at_recipe / "report"
+
+    # --- trials ---
+
+    def trial_record(self, key: str) -> Record | None:
+        return _read(self.trial_directory(key) / "record.json")
+
+    def trial_failure(self, key: str) -> Record | None:
+        """Why the last attempt at an unfinished trial failed."""
+        return None if self.trial_record(key) else _read(self.trial_directory(key) / "failure.json")
+
+    def history(self, key: str) -> list[dict[str, float]]:
+        """One entry per finished epoch, of a running trial too."""
+        path = self.trial_directory(key) / HISTORY
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def begin_trial(self, key: str, config: Record) -> Path:
+        """The trial's directory, with its configuration; what an earlier attempt left is kept to resume from."""
+        directory = self.trial_directory(key)
+        directory.mkdir(parents=True, exist_ok=True)
+        _write(directory / "config.json", config)
+        return directory
+
+    def commit_trial(self, key: str, record: Record) -> None:
+        directory = self.trial_directory(key)
+        _write(directory / "record.json", record)
+        (directory / "checkpoints" / STATE).unlink(missing_ok=True)
+        (directory / "failure.json").unlink(missing_ok=True)
+
+    def fail_trial(self, key: str, failure: Record) -> None:
+        directory = self.trial_directory(key)
+        directory.mkdir(parents=True, exist_ok=True)
+        _write(directory / "failure.json", failure)
+
+    def trial_records(self) -> Iterator[Record]:
+        """Every finished trial."""
+        for directory in sorted((self.root / "trials").glob("*")):
+            if _KEY.fullmatch(directory.name) and (record := _read(directory / "record.json")):
+                yield record
+
+    def status(self) -> Iterator[Record]:
+        """One line for every trial that was ever begun: its state, and why it failed."""
+        for directory in sorted((self.root / "trials").glob("*")):
+            key = directory.name
+            config = _read(directory / "config.json") if _KEY.fullmatch(key) else None
+            if config is None:
+                continue
+            record, failure, history = self.trial_record(key), self.trial_failure(key), self.history(key)
+            state = "finished" if record else "failed" if failure else "unfinished"
+            yield {
+                "trial": key,
+                "recipe": record["recipe"] if record else "",
+                "head": config["head"]["kind"],
+                "seed": config["seed"],
+                "state": state,
+                "epochs": f"{len(history)}/{config['epochs']}",
+                "loss": f"{history[-1]['loss']:.4f}" if history else "",
+                "seconds": f"{record['seconds']:.1f}" if record else "",
+                "error": failure["error"] if failure else None,
+            }
+
+    def training_seconds(self, recipe: str) -> list[float]:
+        return [record["seconds"] for record in self.trial_records() if record.get("recipe") == recipe]
+
+    # --- evaluations ---
+
+    def evaluation_record(self, key: str) -> Record | None:
+        return _read(self.evaluation_directory(key) / "record.json")
+
+    def evaluation_arrays(self, key: str) -> dict[str, np.ndarray]:
+        with np.load(self.evaluation_directory(key) / "arrays.npz", allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def commit_evaluation(
+        self, key: str, config: Record, record: Record, arrays: dict[str, np.ndarray]
+    ) -> None:
+        directory = self.evaluation_directory(key)
+        directory.mkdir(parents=True, exist_ok=True)
+        _write(directory / "config.json", config)
+        np.savez_compressed(directory / "arrays.npz", **arrays)  # type: ignore[arg-type]
+        _write(directory / "record.json", record)
+
+
+def _checked(key: str) -> str:
+    if not _KEY.fullmatch(key):
+        raise AblateError(f"key {key[:40]!r}: takes 20 hexadecimal digits, as `ablate status` shows them")
+    return key
+
+
+def _read(path: Path) -> Record | None:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    try:
+        record = json.loads(text)
+    except ValueError:
+        raise AblateError(f"{path}: not valid JSON; remove it to have its work done again") from None
+    if not isinstance(record, dict):
+        raise AblateError(f"{path}: not a record; remove it to have its work done again")
+    return record
+
+
+def _write(path: Path, content: Record) -> None:
+    write_atomically(path, json.dumps(content, indent=1, sort_keys=True) + "\n")

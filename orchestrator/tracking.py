@@ -1,0 +1,320 @@
+"""Records -> MLflow, idempotent: an experiment per study, a parent per study@recipe, a child per trial.
+
+MLflow is a projection: it can be deleted and written anew from the store. It is written only through
+`MlflowClient`, by one process at a time, and never stands in the way of a training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.mlflow_access import (
+    TrackingError,
+    connect,
+    find_runs,
+    is_remote,
+    redacted,
+    translated_errors,
+)
+from orchestrator.plan import Plan, StudyPlan
+from orchestrator.projection import Point, RunContent, children, history_points, parent
+from orchestrator.report.escape import one_line
+from orchestrator.report.frames import Snapshot
+from orchestrator.report.render import make_report
+from orchestrator.store import Record, Store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+__all__ = ["BackgroundTracker", "SyncResult", "TrackedRecords", "Tracker", "TrackingError", "default_uri"]
+
+_BATCH = 1000
+"""What MLflow takes in one call."""
+
+_IDENTITY = ("kind", "study", "trial_key")
+"""Tags that a run is born with, so that an interrupted sync finds it again."""
+
+
+@dataclass(frozen=True)
+class SyncResult:
+    """Numbers of runs, the parent included."""
+
+    created: int = 0
+    updated: int = 0
+    unchanged: int = 0
+
+    def __add__(self, other: SyncResult) -> SyncResult:
+        return SyncResult(
+            self.created + other.created, self.updated + other.updated, self.unchanged + other.unchanged
+        )
+
+
+def default_uri(store: Store) -> str:
+    """The database inside a store."""
+    return f"sqlite:///{store.root / 'mlflow.db'}"
+
+
+class Tracker:
+    """Writes studies of one store into one MLflow."""
+
+    def __init__(self, uri: str, store: Store) -> None:
+        self.uri = uri
+        self.store = store
+
+    def prepare(self) -> None:
+        """Import MLflow and make its database: seconds that may pass before the first sync.
+
+        Raises:
+            TrackingError: MLflow can't be reached.
+        """
+        with translated_errors(self.uri), _one_writer(self.store):
+            connect(self.uri)
+
+    def sync(self, plan: Plan, study: StudyPlan) -> SyncResult:
+        """Bring a study's runs up to date; what is right already is left alone.
+
+        Raises:
+            TrackingError: MLflow can't be reached, or refuses.
+        """
+        records = Snapshot(self.store)
+        top = parent(make_report(plan, study, records))
+        below = children(plan, study, records)
+        with translated_errors(self.uri), _one_writer(self.store):
+            client = connect(self.uri)
+            experiment = self._experiment(client, study.study.name)
+            runs = find_runs(client, experiment, study.name)
+            parent_id, result = self._write(client, experiment, runs, top, links={})
+            for content in below:
+                _, done = self._write(client, experiment, runs, content, {"mlflow.parentRunId": parent_id})
+                result += done
+        return result
+
+    def _experiment(self, client: MlflowClient, name: str) -> str:
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            place = None if is_remote(self.uri) else (self.store.root / "mlartifacts" / name).as_uri()
+            return str(client.create_experiment(name, artifact_location=place))
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def _write(
+        self,
+        client: MlflowClient,
+        experiment: str,
+        runs: dict[str, Run],
+        content: RunContent,
+        links: dict[str, str],
+    ) -> tuple[str, SyncResult]:
+        """One run, found again by its tags; its id and what was done."""
+        run = runs.get(content.key)
+        if run is not None:
+            done = SyncResult(unchanged=1)
+            if run.data.tags.get("projection") != content.hash:
+                self._update(client, run, content)
+                done = SyncResult(updated=1)
+            return run.info.run_id, done
+        tags = links | {name: content.tags[name] for name in _IDENTITY if name in content.tags}
+        run = client.create_run(experiment, start_time=content.start, tags=tags, run_name=content.name)
+        self._update(client, run, content)
+        return run.info.run_id, SyncResult(created=1)
+
+    def _update(self, client: MlflowClient, run: Run, content: RunContent) -> None:
+        """Write what differs. The hash goes last: an interrupted update is done again."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        run_id, old = run.info.run_id, run.data
+        # a later revision has a higher step, so that a value that changed is the one that MLflow shows
+        revision = int(old.tags.get("revision", "-1")) + 1
+        points = _changed(old.metrics, content.metrics, revision)
+        record = self.store.trial_record(content.key) if content.key else None
+        tags = dict(content.tags)
+        if record and old.tags.get("history") != record["finished"]:
+            points += history_points(record, self.store.history(content.key))
+            tags["history"] = record["finished"]
+        params = [Param(name, value) for name, value in content.params.items() if name not in old.params]
+        for first in range(0, len(points), _BATCH):
+            batch = points[first : first + _BATCH]
+            client.log_batch(run_id, metrics=[Metric(*point) for point in batch])
+        client.log_batch(run_id, params=params, tags=[RunTag(name, value) for name, value in tags.items()])
+        for name in _stale_tags(old.tags, tags):
+            client.delete_tag(run_id, name)
+        if content.artifacts and old.tags.get("artifacts") != content.artifacts_hash:
+            _upload(client, run_id, content.artifacts)
+            client.set_tag(run_id, "artifacts", content.artifacts_hash)
+        if content.status == "RUNNING":
+            client.update_run(run_id, status=content.status)
+        else:
+            client.set_terminated(run_id, content.status, content.end)
+        last = {"revision": str(revision), "projection": content.hash}
+        client.log_batch(run_id, tags=[RunTag(name, value) for name, value in last.items()])
+
+
+def _changed(old: dict[str, float], new: dict[str, tuple[float, int]], revision: int) -> list[Point]:
+    """Points for values that are new or differ; a value that is no more becomes NaN."""
+    points = [
+        (name, value, when, revision)
+        for name, (value, when) in new.items()
+        if name not in old or not _same(old[name], value)
+    ]
+    last = max((when for _, when in new.values()), default=0)
+    ours = ("eval/", "cells/")
+    gone = [
+        name for name, value in old.items() if name.startswith(ours) and name not in new and value == value
+    ]
+    return points + [(name, math.nan, last, revision) for name in gone]
+
+
+def _same(stored: float, value: float) -> bool:
+    if math.isnan(value):
+        return math.isnan(stored)
+    largest = 1.7976931348623157e308  # MLflow keeps infinity as this
+    return stored == max(-largest, min(largest, value))
+
+
+def _stale_tags(old: dict[str, str], new: dict[str, str]) -> list[str]:
+    """Tags of ours that no longer hold: an error that was mended, a protocol that is no longer shown."""
+    return [
+        name
+        for name in old
+        if name not in new and (name in ("error", "failure") or name.startswith("evaluation."))
+    ]
+
+
+def _upload(client: MlflowClient, run_id: str, contents: dict[str, str]) -> None:
+    with tempfile.TemporaryDirectory(prefix="ablate-") as folder:
+        for name, text in contents.items():
+            path = Path(folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        client.log_artifacts(run_id, folder)
+
+
+@contextlib.contextmanager
+def _one_writer(store: Store) -> Iterator[None]:
+    """Two commands on one store take turns: MLflow's first set-up of a database fails when done twice at once."""
+    store.root.mkdir(parents=True, exist_ok=True)
+    with (store.root / "mlflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+# --- reading back -------------------------------------------------------------------------------
+
+
+class TrackedRecords:
+    """What MLflow holds of a study's records: `orchestrator.report.frames.Records` without a store."""
+
+    def __init__(self, uri: str, study: StudyPlan) -> None:
+        """Read all runs of a study at once.
+
+        Raises:
+            TrackingError: MLflow can't be reached, or has no runs of this study.
+        """
+        with translated_errors(uri):
+            client = connect(uri)
+            experiment = client.get_experiment_by_name(study.study.name)
+            runs = find_runs(client, experiment.experiment_id, study.name) if experiment else {}
+        if not runs:
+            raise TrackingError(
+                f"MLflow at {redacted(uri)}: has no runs of {study.name}; `ablate run` makes them"
+            )
+        self._trials = {key: run.data for key, run in runs.items() if key}
+        self._evaluations: dict[str, Record] = {}
+        for data in self._trials.values():
+            for name, value in data.tags.items():
+                if name.startswith("evaluation."):
+                    facts = json.loads(value)
+                    facts["metrics"] = {name: _value(data, key) for name, key in facts["metrics"].items()}
+                    self._evaluations[facts["key"]] = facts
+
+    def trial_record(self, key: str) -> Record | None:
+        data = self._trials.get(key)
+        if data is None or "record" not in data.tags:
+            return None
+        trained = {
+            name.removeprefix("pretrain/"): value
+            for name, value in data.metrics.items()
+            if name.startswith("pretrain/")
+        }
+        return {**json.loads(data.tags["record"]), "metrics": trained}
+
+    def trial_failure(self, key: str) -> Record | None:
+        data = self._trials.get(key)
+        return json.loads(data.tags["failure"]) if data and "failure" in data.tags else None
+
+    def evaluation_record(self, key: str) -> Record | None:
+        return self._evaluations.get(key)
+
+
+def _value(data: Any, key: str) -> float:
+    value = float(data.metrics[key])
+    return math.copysign(math.inf, value) if abs(value) >= 1.797e308 else value
+
+
+# --- beside a run -------------------------------------------------------------------------------
+
+
+class BackgroundTracker:
+    """Syncs a plan from a thread of its own while trials run; its errors reach nobody but `close`'s caller."""
+
+    def __init__(self, tracker: Tracker, plan: Plan) -> None:
+        self._tracker, self._plan = tracker, plan
+        self._wanted, self._closing = threading.Event(), threading.Event()
+        self._error: TrackingError | None = None
+        # a daemon: a server that hangs must not keep the command from ending
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def notify(self) -> None:
+        """Something was recorded; returns at once."""
+        self._wanted.set()
+
+    def close(self, timeout: float = 60.0) -> TrackingError | None:
+        """Sync a last time.
+
+        Returns:
+            What went wrong with the last sync, None if nothing did.
+        """
+        self._closing.set()
+        self._wanted.set()
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            where = redacted(self._tracker.uri)
+            return TrackingError(
+                f"MLflow at {where}: no answer in {timeout:g} s; the records are safe in the store"
+            )
+        return self._error
+
+    def _work(self) -> None:
+        self._try(self._tracker.prepare)
+        while True:
+            self._wanted.wait()
+            last = self._closing.is_set()
+            self._wanted.clear()
+            self._try(self._sync)
+            if last:
+                return
+
+    def _sync(self) -> None:
+        for study in self._plan.studies:
+            self._tracker.sync(self._plan, study)
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+            self._error = None
+        except TrackingError as error:
+            self._error = error
+        except Exception as error:  # whatever it is, trainings go on
+            self._error = TrackingError(f"tracking failed: {type(error).__name__}: {one_line(error)}")

@@ -1,0 +1,165 @@
+"""What runs on a worker: train a trial and commit it, measure a trial and commit that. Knows no Ray.
+
+Both executors call the same two functions; only the TrialContext differs.
+"""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+import time
+import traceback
+from collections.abc import Callable
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orchestrator.plan import Job
+from orchestrator.store import Store
+from trainers import NUMERICS_VERSION
+from trainers.context import TrialContext
+from trainers.contrastive import load_model, train
+from trainers.data.datasets import load_dataset
+from trainers.evaluate import evaluate
+from trainers.files import MODEL
+
+_PACKAGES = ("torch", "torchvision", "ray", "numpy", "mlflow", "pandas")
+
+
+def train_trial(
+    job: Job, recipe: str, store: Store, executor: str, context_fields: dict[str, Any], report: Callable[..., None]
+) -> None:
+    """Train from the trial's last state to its end; rank 0 commits the record."""
+    started = _now()
+    clock = time.perf_counter()
+    directory = store.begin_trial(job.trial, job.config.model_dump(mode="json"))
+    context = TrialContext(
+        directory=directory,
+        report=report,
+        loader_processes=job.resources.loader_processes,
+        threads=job.resources.cpus_per_worker,
+        **context_fields,
+    )
+    result = train(job.config, context)
+    if context.rank != 0:
+        return
+    record = {
+        "kind": "trial",
+        "key": job.trial,
+        "recipe": recipe,
+        "config": job.config.model_dump(mode="json"),
+        "numerics_version": NUMERICS_VERSION,
+        "started": started,
+        "finished": _now(),
+        "seconds": time.perf_counter() - clock,
+        "epochs": len(result.history),
+        "metrics": result.metrics,
+        "dataset": {"name": job.config.data.name or job.config.data.kind, "fingerprint": result.dataset_fingerprint},
+        "environment": environment(executor, job, context.device),
+    }
+    store.commit_trial(job.trial, record)
+
+
+def evaluate_trial(job: Job, store: Store, executor: str, device: torch.device) -> None:
+    """Measure a trained trial; each evaluation is committed on its own."""
+    started = _now()
+    clock = time.perf_counter()
+    directory = store.trial_directory(job.trial)
+    torch.set_num_threads(job.resources.cpus_per_worker)
+    dataset = load_dataset(job.config.data)
+    context = TrialContext(directory=directory, device=device, threads=job.resources.cpus_per_worker)
+    model = load_model(directory / "checkpoints" / MODEL, job.config, dataset, context)
+    results = evaluate(
+        job.config,
+        model.backbone,
+        model.head,
+        list(job.evaluations.values()),
+        device,
+        loader_processes=job.resources.loader_processes,
+        dataset=dataset,
+    )
+    for (key, protocol), result in zip(job.evaluations.items(), results, strict=True):
+        config = protocol.model_dump(mode="json")
+        record = {
+            "kind": "evaluation",
+            "key": key,
+            "trial": job.trial,
+            "evaluation": config,
+            "metrics": result.metrics,
+            "numerics_version": NUMERICS_VERSION,
+            "started": started,
+            "finished": _now(),
+            "seconds": time.perf_counter() - clock,
+            "environment": environment(executor, job, device),
+        }
+        store.commit_evaluation(key, config, record, result.arrays)
+
+
+def failure(error: BaseException) -> dict[str, Any]:
+    """A failed attempt as it is kept beside the trial: one line for people, the traceback for us."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return {
+        "error": lines[0][:300],
+        "type": type(error).__name__,
+        "traceback": "".join(traceback.format_exception(error)),
+        "when": _now(),
+    }
+
+
+def environment(executor: str, job: Job, device: torch.device) -> dict[str, Any]:
+    """Where and with what a result was made. No part of its key."""
+    return {
+        "executor": executor,
+        "workers": job.resources.workers,
+        "cpus_per_worker": job.resources.cpus_per_worker,
+        "gpus_per_worker": job.resources.gpus_per_worker,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu": _processor(),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "commit": _commit(),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with a + if files differ from it; None outside a checkout."""
+    folder = Path(__file__).resolve().parent
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--abbrev=12", "--dirty=+"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() or None
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")

@@ -1,0 +1,193 @@
+"""The trainer: reproducible, resumable, and the same on any number of workers."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gloo import run_ranks
+from tiny import tiny_trial
+
+from trainers import NUMERICS_VERSION
+from trainers.checkpoint import read
+from trainers.config import TrialConfig
+from trainers.context import TrialContext
+from trainers.contrastive import NonFiniteLossError, TrainingResult, build_model, load_model, train
+from trainers.data.datasets import load_dataset
+from trainers.data.loader import ViewLoader
+from trainers.distributed import world
+from trainers.files import STATE
+
+TIMINGS = {"seconds", "images_per_second"}
+
+
+def trained(folder: Path, config: TrialConfig, **context: Any) -> TrainingResult:
+    folder.mkdir(parents=True, exist_ok=True)
+    return train(config, TrialContext(directory=folder, **context))
+
+
+def weights(result: TrainingResult) -> dict[str, torch.Tensor]:
+    return read(result.model_path)[0]
+
+
+def numbers(result: TrainingResult) -> list[dict[str, float]]:
+    return [{k: v for k, v in entry.items() if k not in TIMINGS} for entry in result.history]
+
+
+def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Relative to the largest weight of each tensor."""
+    assert a.keys() == b.keys()
+    return max(
+        float((a[name] - b[name]).abs().max() / a[name].abs().max().clamp(min=1e-12))
+        for name in a
+        if a[name].is_floating_point()
+    )
+
+
+@pytest.mark.parametrize("kind", ["mlp", "orthogonal", "dropout"])
+def test_the_same_seed_gives_bit_identical_weights_and_history(tmp_path: Path, kind: str) -> None:
+    head = {"mlp": {"kind": "mlp", "hidden_dim": 32, "out_dim": 16}, "orthogonal": {"kind": "orthogonal"}}
+    config = tiny_trial(head=head.get(kind, {"kind": "dropout", "d0": 7}))
+    first = trained(tmp_path / "a", config)
+    torch.manual_seed(12345)  # the process-wide state must not matter
+    second = trained(tmp_path / "b", config)
+    assert numbers(first) == numbers(second)
+    a, b = weights(first), weights(second)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_another_seed_gives_another_training(tmp_path: Path) -> None:
+    a = weights(trained(tmp_path / "a", tiny_trial()))
+    b = weights(trained(tmp_path / "b", tiny_trial(seed=1)))
+    assert all(not torch.equal(a[name], b[name]) for name in a if name.endswith("conv1.weight"))
+
+
+def test_cells_with_one_seed_share_initial_backbone_and_views() -> None:
+    heads = [{"kind": "none"}, {"kind": "linear", "out_dim": 8}, {"kind": "subvector", "d0": 6}]
+    configs = [tiny_trial(head=head) for head in heads]
+    dataset = load_dataset(configs[0].data)
+    context = TrialContext(directory=Path())
+    backbones = [build_model(config, dataset, context).backbone.state_dict() for config in configs]
+    views = [list(ViewLoader(dataset, config).epoch(1)) for config in configs]
+    for backbone, batches in zip(backbones[1:], views[1:], strict=True):
+        assert all(torch.equal(backbone[name], backbones[0][name]) for name in backbone)
+        for mine, reference in zip(batches, views[0], strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(mine, reference, strict=True))
+
+
+def _train_on_rank(folder: Path, config: TrialConfig, loader_processes: int) -> None:
+    rank, world_size = world()
+    context = TrialContext(
+        directory=folder, rank=rank, world_size=world_size, loader_processes=loader_processes
+    )
+    train(config, context)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "loader_processes", "changes"),
+    [
+        (2, 0, {}),
+        (2, 1, {"head": {"kind": "orthogonal"}}),
+        (2, 3, {"loss": {"kind": "ntxent"}, "head": {"kind": "dropout", "d0": 9}}),
+        (4, 0, {"head": {"kind": "subvector", "d0": 6}}),
+    ],
+)
+def test_workers_share_the_batch_without_changing_the_training(
+    tmp_path: Path, world_size: int, loader_processes: int, changes: dict[str, Any]
+) -> None:
+    """W workers x B/W equals 1 worker x B after every step of two epochs, here in float64."""
+    config = tiny_trial(precision="float64", **changes)
+    alone = trained(tmp_path / "alone", config)
+    (tmp_path / "together").mkdir()
+    run_ranks(_train_on_rank, world_size, tmp_path / "together", config, loader_processes)
+    together, _ = read(tmp_path / "together" / "checkpoints" / "model.safetensors")
+    difference = largest_difference(weights(alone), together)
+    print(f"world size {world_size}: largest relative difference of a weight {difference:.1e}")
+    assert difference < 1e-9
+
+
+class Killed(Exception):
+    """Stands for the end of the process right after a report."""
+
+
+def test_a_training_cut_off_after_an_epoch_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    config = tiny_trial(epochs=3, head={"kind": "orthogonal"})
+    undisturbed = trained(tmp_path / "a", config)
+
+    def kill(metrics: dict[str, float]) -> None:
+        raise Killed
+
+    for _ in range(2):
+        with pytest.raises(Killed):
+            trained(tmp_path / "b", config, report=kill)
+    resumed = trained(tmp_path / "b", config)
+    assert numbers(resumed) == numbers(undisturbed)
+    a, b = weights(undisturbed), weights(resumed)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_finished_but_uncommitted_training_is_not_repeated(tmp_path: Path) -> None:
+    config = tiny_trial()
+    first = trained(tmp_path, config)
+    reports: list[dict[str, float]] = []
+    again = trained(tmp_path, config, report=reports.append)
+    assert (tmp_path / "checkpoints" / STATE).exists()
+    assert reports == []
+    assert again.history == first.history
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
+def test_training_learns_in_every_precision(tmp_path: Path, precision: str) -> None:
+    config = tiny_trial(epochs=10, optimizer={"kind": "adamw", "lr": 0.01}, precision=precision)
+    history = trained(tmp_path, config).history
+    assert history[-1]["loss"] < history[0]["loss"] - 0.5
+    assert history[-1]["online_top1"] > history[0]["online_top1"] + 5
+
+
+def test_fixed_factors_never_move_and_orthogonal_stays_orthogonal(tmp_path: Path) -> None:
+    fixed = tiny_trial(head={"kind": "low_rank", "d0": 6})
+    dataset = load_dataset(fixed.data)
+    before = build_model(fixed, dataset, TrialContext(directory=tmp_path)).head.state_dict()
+    after = weights(trained(tmp_path / "fixed", fixed))
+    assert before
+    assert all(torch.equal(after[f"head.{name}"], before[name]) for name in before)
+
+    turning = tiny_trial(head={"kind": "orthogonal"}, epochs=4)
+    result = trained(tmp_path / "turning", turning)
+    head = load_model(result.model_path, turning, dataset, TrialContext(directory=tmp_path)).head
+    q = head.layer.weight.detach().double()
+    error = float((q.T @ q - torch.eye(len(q), dtype=torch.float64)).abs().max())
+    print(f"|QtQ - I| after {turning.epochs} epochs: {error:.1e}")
+    assert error < 1e-5
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reduced_precision_computes_the_same_loss_up_to_rounding(tmp_path: Path, precision: str) -> None:
+    still = {"optimizer": {"kind": "sgd", "lr": 1e-12}, "epochs": 1}
+    full = trained(tmp_path / "full", tiny_trial(**still)).history[0]["loss"]
+    reduced = trained(tmp_path / "reduced", tiny_trial(precision=precision, **still)).history[0]["loss"]
+    assert reduced == pytest.approx(full, rel=0.01)
+    assert reduced != full
+
+
+def test_a_loss_that_is_not_finite_ends_the_trial_and_names_the_step(tmp_path: Path) -> None:
+    config = tiny_trial(optimizer={"kind": "sgd", "lr": 1e30}, schedule={"warmup_epochs": 0})
+    with pytest.raises(NonFiniteLossError, match=r"not finite at step [1-3];"):
+        trained(tmp_path, config)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+GOLDEN = {1: "d52c1ff7d1b9"}
+
+
+def test_numerics_change_only_with_their_version(tmp_path: Path) -> None:
+    """Golden run. If it fails, numbers changed: raise trainers.NUMERICS_VERSION and record the new loss here.
+
+    A float64 loss to 9 digits, so that kernels of other processors still agree.
+    """
+    losses = [entry["loss"] for entry in trained(tmp_path, tiny_trial(precision="float64")).history]
+    digest = hashlib.sha256(" ".join(f"{loss:.9g}" for loss in losses).encode()).hexdigest()[:12]
+    assert GOLDEN[NUMERICS_VERSION] == digest, losses

@@ -1,0 +1,195 @@
+"""Oracles: scikit-learn's LogisticRegression with the matched objective, and torch's own SGD."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits, make_blobs
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from torch import Tensor, nn
+
+from trainers.config import LinearProbe, SubvectorProbe
+from trainers.evaluate.linear_probe import ProbeResult, linear_probe
+from trainers.randomness import generator
+
+Data = tuple[Tensor, Tensor, Tensor, Tensor, int]
+
+
+def digits() -> Data:
+    pixels, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(labels))
+    x = torch.from_numpy(pixels[order]).float() / 16
+    y = torch.from_numpy(labels[order]).long()
+    return x[:1297], y[:1297], x[1297:], y[1297:], 10
+
+
+def clusters() -> Data:
+    points, labels = make_blobs(1500, 20, centers=12, cluster_std=9.0, random_state=0)
+    x, y = torch.from_numpy(points).float() / 10, torch.from_numpy(labels).long()
+    return x[:1000], y[:1000], x[1000:], y[1000:], 12
+
+
+def network() -> Data:
+    """Digits through a random two-layer network: correlated, non-negative, far from centred."""
+    x, y, u, v, k = digits()
+    torch_source = torch.Generator().manual_seed(0)
+    first = torch.randn(64, 96, generator=torch_source) / 8
+    second = torch.randn(96, 48, generator=torch_source) / 10
+    a, b = (((images @ first).relu() @ second).relu() for images in (x, u))
+    return a, y, b, v, k
+
+
+def collapsed() -> Data:
+    """Clusters turned into 60 dimensions, of which only 5 are inhabited."""
+    points, labels = make_blobs(900, 5, centers=6, cluster_std=4.0, random_state=1)
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(60, 60)))[0][:5]
+    x, y = torch.from_numpy(points @ turn).float() / 5, torch.from_numpy(labels).long()
+    return x[:600], y[:600], x[600:], y[600:], 6
+
+
+def reference(data: Data, weight_decay: float) -> tuple[float, float, np.ndarray]:
+    """scikit-learn's top-1 in percent, cross-entropy and probabilities; the bias is a decayed weight too."""
+    x, y, u, v, k = data
+    bordered = [np.column_stack([a.double().numpy(), np.ones(len(a))]) for a in (x, u)]
+    model = LogisticRegression(C=1 / (weight_decay * len(x)), fit_intercept=False, tol=1e-10, max_iter=20_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # an oracle that has not converged is none
+        model.fit(bordered[0], y.numpy())
+    p = model.predict_proba(bordered[1])
+    return 100 * model.score(bordered[1], v.numpy()), log_loss(v.numpy(), p, labels=range(k)), p
+
+
+def lbfgs(weight_decay: float) -> LinearProbe:
+    return LinearProbe(kind="linear_probe", solver="lbfgs", weight_decay=weight_decay)
+
+
+@pytest.mark.parametrize("make", [digits, clusters, network, collapsed])
+@pytest.mark.parametrize("weight_decay", [1e-2, 1e-4])
+def test_lbfgs_finds_scikit_learns_minimum(make, weight_decay: float) -> None:
+    data = make()
+    top1, loss, _ = reference(data, weight_decay)
+    result = linear_probe(*data, lbfgs(weight_decay), seed=0)
+    assert result.top1 == pytest.approx(top1, abs=0.21)
+    assert result.loss == pytest.approx(loss, rel=1e-4)
+
+
+def test_lbfgs_converges_at_the_papers_weight_decay() -> None:
+    data = network()
+    top1, loss, _ = reference(data, 1e-6)
+    result = linear_probe(*data, lbfgs(1e-6), seed=0)
+    assert result.top1 == pytest.approx(top1, abs=0.5)
+    assert result.loss == pytest.approx(loss, rel=1e-2)
+
+
+def test_the_minimum_depends_neither_on_the_start_nor_on_the_scale_of_useless_directions() -> None:
+    data = collapsed()
+    results = [linear_probe(*data, lbfgs(1e-4), seed=seed) for seed in (0, 1)]
+    assert results[0].loss == pytest.approx(results[1].loss, rel=1e-7)
+
+
+@pytest.mark.parametrize(("make", "lr"), [(digits, 0.5), (clusters, 0.1), (network, 0.5)])
+def test_converged_sgd_is_within_half_a_point_of_scikit_learn(make, lr: float) -> None:
+    data = make()
+    decay = 1e-2
+    top1, loss, _ = reference(data, decay)
+    config = LinearProbe(
+        kind="linear_probe", lr=lr, momentum=0.9, weight_decay=decay, epochs=60, batch_size=250
+    )
+    result = linear_probe(*data, config, seed=0)
+    assert result.top1 == pytest.approx(top1, abs=0.5)
+    assert result.loss == pytest.approx(loss, rel=0.02)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_takes_the_steps_of_torchs_sgd(momentum: float) -> None:
+    x, y, u, v, k = digits()
+    config = LinearProbe(kind="linear_probe", epochs=3, batch_size=100, weight_decay=1e-2, momentum=momentum)
+    layer = nn.Linear(64, k)
+    with torch.no_grad():
+        layer.weight.copy_(0.01 * torch.randn(k, 64, generator=generator(5, "probe")))
+        layer.bias.zero_()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=momentum, weight_decay=1e-2)
+    for epoch in range(3):
+        order = torch.randperm(len(x), generator=generator(5, "probe", epoch))
+        for rows in order.split(100):  # the last one is smaller
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(layer(x[rows]), y[rows]).backward()
+            optimizer.step()
+    expected = nn.functional.cross_entropy(layer(u), v).item()
+    result = linear_probe(x, y, u, v, k, config, seed=5)
+    assert result.loss == pytest.approx(expected, rel=1e-5)
+    assert result.correct.tolist() == (layer(u).argmax(dim=1) == v).tolist()
+
+
+@pytest.mark.parametrize("solver", ["sgd", "lbfgs"])
+def test_accuracies_and_loss_are_those_of_brute_force(solver: str) -> None:
+    data = clusters()
+    decay = 1e-2
+    config = LinearProbe(kind="linear_probe", solver=solver, weight_decay=decay, epochs=60, lr=0.1)
+    result = linear_probe(*data, config, seed=0)
+    _, _, p = reference(data, decay)
+    labels = data[3].tolist()
+    ranks = [
+        sorted(range(12), key=lambda c, row=row: -row[c]).index(y) for row, y in zip(p, labels, strict=True)
+    ]
+    # the fits differ a little for sgd, so a few examples near a boundary may
+    assert result.top1 == pytest.approx(100 * np.mean([rank < 1 for rank in ranks]), abs=0.5)
+    assert result.top5 == pytest.approx(100 * np.mean([rank < 5 for rank in ranks]), abs=0.5)
+    assert result.top1 < result.top5 < 100
+    assert result.correct.dtype == np.bool_
+    assert 100 * result.correct.mean() == pytest.approx(result.top1, abs=1e-9)
+    assert np.mean(result.correct == np.array([rank < 1 for rank in ranks])) > 0.99
+
+
+def test_top5_of_fewer_than_five_classes_is_all() -> None:
+    x, y = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
+    result = linear_probe(x, y, x, y, 3, LinearProbe(kind="linear_probe", epochs=2), seed=0)
+    assert result.top5 == 100
+
+
+@pytest.mark.parametrize("solver", ["sgd", "lbfgs"])
+def test_a_probe_is_deterministic_per_seed_and_uses_no_global_randomness(solver: str) -> None:
+    config = LinearProbe(kind="linear_probe", solver=solver, epochs=2)
+    state = torch.get_rng_state()
+
+    def run(seed: int) -> ProbeResult:
+        return linear_probe(*digits(), config, seed)
+
+    first, second, other = run(3), run(3), run(4)
+    assert (first.top1, first.top5, first.loss) == (second.top1, second.top5, second.loss)
+    assert np.array_equal(first.correct, second.correct)
+    assert first.loss != other.loss
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_features_are_left_as_they_were() -> None:
+    data = digits()
+    kept = [t.clone() for t in data[:4]]
+    for solver in ("sgd", "lbfgs"):
+        linear_probe(*data, LinearProbe(kind="linear_probe", solver=solver, epochs=1), seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(data[:4], kept, strict=True))
+
+
+def test_classes_without_training_examples_are_allowed() -> None:
+    x, y, u, v, _ = digits()
+    for solver in ("sgd", "lbfgs"):
+        config = LinearProbe(kind="linear_probe", solver=solver, weight_decay=1e-3, epochs=50)
+        assert linear_probe(x, y, u, v, 13, config, seed=0).top1 > 85
+
+
+def test_features_of_no_variance_end_at_the_class_frequencies() -> None:
+    y = torch.arange(100) % 4
+    x = torch.ones(100, 6)
+    result = linear_probe(x, y, x, y, 4, lbfgs(1e-4), seed=0)
+    assert result.loss == pytest.approx(np.log(4), abs=1e-6)
+
+
+def test_a_diverged_fit_is_an_error_that_names_the_probe() -> None:
+    x, y, u, v, k = digits()
+    config = SubvectorProbe(kind="subvector_probe", lr=1e38, epochs=2, weight_decay=1.0)
+    with pytest.raises(
+        FloatingPointError, match=r"^subvector_probe: the classifier is not finite; lower its lr"
+    ):
+        linear_probe(x, y, u, v, k, config, seed=0)

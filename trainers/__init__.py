@@ -1,0 +1,8 @@
+"""What one trial does. Knows nothing of Ray, MLflow or studies.
+
+Entry points for the orchestrator: `trainers.config` (what a trial is),
+`trainers.contrastive.train` and `trainers.evaluate.evaluate`.
+"""
+
+NUMERICS_VERSION = 1
+"""Part of every trial key: raised whenever a change to `trainers` can change a number."""

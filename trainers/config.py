@@ -1,0 +1,368 @@
+"""What one trial is: frozen, validated, serialisable. Imports no torch, so that planning is instant.
+
+Sizes that should scale with the backbone are a `Dimension`: an absolute integer, or a fraction of
+the representation's dimension D, written "360/2048" or as a float in (0, 1].
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _check_dimension(value: int | float | str) -> int | float | str:
+    if isinstance(value, bool):
+        raise ValueError("takes a whole number or a fraction of D, not true/false")
+    if isinstance(value, int):
+        if not 1 <= value <= 2**20:
+            raise ValueError("an absolute dimension is between 1 and 1048576")
+        return value
+    try:
+        fraction = Fraction(value)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError('takes a whole number, or a fraction of D such as "360/2048" or 0.25') from None
+    if not 0 < fraction <= 1:
+        raise ValueError("a fraction of D lies in (0, 1]")
+    return value
+
+
+Dimension = Annotated[int | float | str, AfterValidator(_check_dimension)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Strength = Annotated[float, Field(ge=0, le=1)]
+
+
+def absolute(dimension: int | float | str, representation_dim: int) -> int:
+    """A Dimension as a count of features: fractions of D are rounded to the nearest, at least 1."""
+    if isinstance(dimension, int):
+        return dimension
+    return max(1, round(Fraction(dimension) * representation_dim))
+
+
+# --- data ---------------------------------------------------------------------------------------
+
+
+class DataConfig(Config):
+    """Where images come from. `root` is where they lie on this machine and is no part of a trial's key."""
+
+    kind: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "stl10", "imagefolder"]
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="what an imagefolder holds")
+    root: str | None = None
+    image_size: int = Field(ge=4, le=1024, description="side in pixels after the crop")
+    train_images: int | None = Field(None, ge=2, description="use a fixed random subset of this size")
+    validation_images: int | None = Field(None, ge=2)
+
+    @model_validator(mode="after")
+    def _named_and_located(self) -> DataConfig:
+        if self.kind == "imagefolder" and not self.name:
+            raise ValueError("an imagefolder needs a `name` (its trials are shared under it)")
+        if self.kind != "imagefolder" and self.name:
+            raise ValueError(f"`name` is for kind imagefolder; {self.kind} has its own")
+        return self
+
+
+# --- backbones ----------------------------------------------------------------------------------
+
+
+class ResNet(Config):
+    """A torchvision ResNet; zero-initialised residual BN as in the released code."""
+
+    kind: Literal["resnet18", "resnet34", "resnet50"]
+    zero_init_residual: bool = True
+
+    @property
+    def representation_dim(self) -> int:
+        return 2048 if self.kind == "resnet50" else 512
+
+
+class ThinResNet(Config):
+    """A bottleneck ResNet for small images: 3x3 stem, and the 4x expansion of ResNet-50's last block."""
+
+    kind: Literal["thin_resnet"]
+    width: int = Field(16, ge=1, le=256)
+    blocks: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field((2, 2, 2, 2), min_length=1, max_length=4)
+    stem_stride: Literal[1, 2] = 1
+    zero_init_residual: bool = True
+
+    @property
+    def representation_dim(self) -> int:
+        return 4 * self.width * 2 ** (len(self.blocks) - 1)
+
+
+BackboneConfig = Annotated[ResNet | ThinResNet, Field(discriminator="kind")]
+
+
+# --- heads --------------------------------------------------------------------------------------
+
+
+class NoHead(Config):
+    """The loss acts on the whole representation ("SimCLR, no projector")."""
+
+    kind: Literal["none"]
+
+
+class MlpHead(Config):
+    """2-layer nonlinear projector: Linear, BN, ReLU, Linear, BN; no biases."""
+
+    kind: Literal["mlp"]
+    hidden_dim: Dimension = 1.0
+    out_dim: Dimension | None = Field(None, description="default: the recipe's projector_dim")
+
+
+class LinearHead(Config):
+    """1-layer linear projector, trainable, no bias."""
+
+    kind: Literal["linear"]
+    out_dim: Dimension | None = Field(None, description="default: the recipe's projector_dim")
+
+
+class DiagonalHead(Config):
+    """Trainable diagonal projector (Table 2), initialised to ones."""
+
+    kind: Literal["diagonal"]
+
+
+class OrthogonalHead(Config):
+    """D x D projector kept orthogonal by the matrix exponential (App. F)."""
+
+    kind: Literal["orthogonal"]
+
+
+class LowRankHead(Config):
+    """Fixed U diag(1,..,1,0,..,0) V^T with d0 ones (App. F); `diagonal` drops U and V, which is DirectCLR."""
+
+    kind: Literal["low_rank"]
+    d0: Dimension
+    diagonal: bool = False
+
+
+class SubvectorHead(Config):
+    """DirectCLR: z = r[:d0] (Section 6.2)."""
+
+    kind: Literal["subvector"]
+    d0: Dimension
+
+
+class DropoutHead(Config):
+    """d0 random features, redrawn each iteration, the same for both views and all ranks (App. F)."""
+
+    kind: Literal["dropout"]
+    d0: Dimension
+
+
+class GroupedHead(Config):
+    """The released code's extra mode: features shuffled each step into groups, InfoNCE summed over them."""
+
+    kind: Literal["grouped"]
+    groups: int = Field(8, ge=1, le=4096)
+
+
+HeadConfig = Annotated[
+    NoHead
+    | MlpHead
+    | LinearHead
+    | DiagonalHead
+    | OrthogonalHead
+    | LowRankHead
+    | SubvectorHead
+    | DropoutHead
+    | GroupedHead,
+    Field(discriminator="kind"),
+]
+
+
+def canonical_head(head: Any, representation_dim: int, projector_dim: Dimension) -> Any:
+    """The one configuration that stands for all heads with the same training.
+
+    Dimensions become absolute. DirectCLR is the fixed low-rank diagonal projector; any fixed head
+    with d0 = D leaves every normalised inner product as it is, so it is no projector at all.
+
+    Args:
+        head: a member of the `HeadConfig` union.
+        representation_dim: D.
+        projector_dim: output dimension of a trainable projector that names none.
+
+    Raises:
+        ValueError: d0 > D, or D not divisible into the groups.
+    """
+    D = representation_dim
+    if isinstance(head, MlpHead):
+        out = absolute(head.out_dim if head.out_dim is not None else projector_dim, D)
+        return MlpHead(kind="mlp", hidden_dim=absolute(head.hidden_dim, D), out_dim=out)
+    if isinstance(head, LinearHead):
+        out = absolute(head.out_dim if head.out_dim is not None else projector_dim, D)
+        return LinearHead(kind="linear", out_dim=out)
+    if isinstance(head, GroupedHead):
+        if D % head.groups:
+            raise ValueError(f"head.groups: D = {D} does not divide into {head.groups} groups")
+        return NoHead(kind="none") if head.groups == 1 else head
+    if isinstance(head, LowRankHead | SubvectorHead | DropoutHead):
+        d0 = absolute(head.d0, D)
+        if d0 > D:
+            raise ValueError(f"head.d0: got {d0}, takes at most the representation's dimension D = {D}")
+        if d0 == D:
+            return NoHead(kind="none")
+        if isinstance(head, LowRankHead) and not head.diagonal:
+            return LowRankHead(kind="low_rank", d0=d0)
+        if isinstance(head, DropoutHead):
+            return DropoutHead(kind="dropout", d0=d0)
+        return SubvectorHead(kind="subvector", d0=d0)
+    return head
+
+
+# --- views, loss, optimisation ------------------------------------------------------------------
+
+
+class ViewConfig(Config):
+    blur: Probability = 0.0
+    solarize: Probability = 0.0
+
+
+class AugmentConfig(Config):
+    """The paper's asymmetric views (defaults are those of the released code).
+
+    `per_image` runs torchvision v2 on each image in the loader's processes; `batched` does the same
+    operations for a whole batch on the training device, with independent parameters per image.
+    """
+
+    mode: Literal["per_image", "batched"] = "per_image"
+    crop_scale: tuple[Probability, Probability] = (0.08, 1.0)
+    crop_ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.75, 4 / 3)
+    flip: Probability = 0.5
+    jitter: Probability = 0.8
+    brightness: Strength = 0.4
+    contrast: Strength = 0.4
+    saturation: Strength = 0.2
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    grayscale: Probability = 0.2
+    blur_sigma: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.1, 2.0)
+    view1: ViewConfig = ViewConfig(blur=1.0, solarize=0.0)
+    view2: ViewConfig = ViewConfig(blur=0.1, solarize=0.2)
+
+    @model_validator(mode="after")
+    def _ranges_ordered(self) -> AugmentConfig:
+        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name}: got [{low}, {high}], takes 0 < low <= high")
+        return self
+
+
+class LossConfig(Config):
+    kind: Literal["infonce", "ntxent"] = "infonce"
+    temperature: float = Field(0.1, gt=0, le=100)
+
+
+class Lars(Config):
+    """Norm of the sum: trust * |p| / |g + wd p|; 1-d parameters neither decayed nor adapted."""
+
+    kind: Literal["lars"]
+    lr: float = Field(gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-6, ge=0)
+    trust_coefficient: float = Field(0.001, gt=0)
+
+
+class Sgd(Config):
+    kind: Literal["sgd"]
+    lr: float = Field(gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)
+
+
+class AdamW(Config):
+    kind: Literal["adamw"]
+    lr: float = Field(gt=0)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    weight_decay: float = Field(1e-2, ge=0)
+
+
+OptimizerConfig = Annotated[Lars | Sgd | AdamW, Field(discriminator="kind")]
+
+
+class ScheduleConfig(Config):
+    """Per step: linear warm-up from 0, then cosine down to lr * final_factor."""
+
+    warmup_epochs: float = Field(10, ge=0)
+    final_factor: float = Field(0.001, ge=0, le=1)
+
+
+class TrialConfig(Config):
+    """One cell resolved under a recipe with one seed. `batch_size` is global, whatever the world size."""
+
+    seed: int = Field(ge=0, lt=2**31)
+    data: DataConfig
+    backbone: BackboneConfig
+    head: HeadConfig
+    augment: AugmentConfig
+    loss: LossConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    epochs: int = Field(ge=1, le=100_000)
+    batch_size: int = Field(ge=2, le=2**20)
+    precision: Literal["float64", "float32", "bf16", "fp16"] = "float32"
+    channels_last: bool = False
+    deterministic: bool = True
+    online_probe: bool = True
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrialConfig:
+        if self.data.kind == "imagefolder" and self.augment.mode == "batched":
+            raise ValueError("augment.mode: batched needs a data set held in memory; imagefolder takes per_image")
+        if self.schedule.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs: got {self.schedule.warmup_epochs}, takes at most epochs = {self.epochs}"
+            )
+        return self
+
+
+# --- evaluations --------------------------------------------------------------------------------
+
+
+class LinearProbe(Config):
+    """Linear classifier on cached features, all weights N(0, 0.01) at the start.
+
+    `sgd` has the paper's hyper-parameters (constant learning rate, last epoch reported); `lbfgs`
+    minimises the same objective to convergence.
+    """
+
+    kind: Literal["linear_probe"]
+    solver: Literal["sgd", "lbfgs"] = "sgd"
+    lr: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-6, ge=0)
+    batch_size: int = Field(256, ge=1)
+    epochs: int = Field(100, ge=1, le=100_000)
+
+
+class SubvectorProbe(LinearProbe):
+    """The linear probe on r[:d0] alone (App. F); d0 defaults to the head's own."""
+
+    kind: Literal["subvector_probe"]  # type: ignore[assignment]
+    d0: Dimension | None = None
+
+
+class Knn(Config):
+    """Cosine-weighted k nearest neighbours: votes exp(similarity / temperature)."""
+
+    kind: Literal["knn"]
+    k: int = Field(20, ge=1, le=10_000)
+    temperature: float = Field(0.07, gt=0)
+
+
+class Spectrum(Config):
+    """Singular values of the covariance (Eq. 1) and RankMe, of representation and embedding."""
+
+    kind: Literal["spectrum"]
+    normalize: bool = Field(True, description="L2-normalise each vector first, as the released code does")
+
+
+EvaluationConfig = Annotated[
+    LinearProbe | SubvectorProbe | Knn | Spectrum,
+    Field(discriminator="kind"),
+]

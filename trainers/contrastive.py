@@ -1,0 +1,237 @@
+"""The contrastive trainer: views, forward, head, loss, step, report. Read it top to bottom.
+
+The same function runs in one process or on every rank of a process group. A global batch gives the
+same training on any number of workers, up to the order of float summation: draws are made per
+global batch, batch norm is synchronised, and the loss has the gradient of the full matrix.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainers import checkpoint
+from trainers.backbones import build_backbone
+from trainers.checkpoint import Progress
+from trainers.config import TrialConfig
+from trainers.context import TrialContext
+from trainers.data.datasets import Dataset, load_dataset
+from trainers.data.loader import ViewLoader
+from trainers.distributed import synchronise_batch_norm
+from trainers.files import HISTORY, MODEL, write_atomically
+from trainers.heads import build_head
+from trainers.lars import build_optimizer
+from trainers.losses import contrastive_loss
+from trainers.randomness import generator
+from trainers.schedules import learning_rate
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class NonFiniteLossError(Exception):
+    """The loss stopped being a number; says at which step."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a finished training leaves: last epoch's metrics, one history entry per epoch, the model's file."""
+
+    metrics: dict[str, float]
+    history: list[dict[str, float]]
+    model_path: Path
+    dataset_fingerprint: str
+
+
+class ContrastiveModel(nn.Module):
+    """Backbone, head and the online linear probe: two views in, loss and online correctness out.
+
+    The probe reads the detached representation of view 1, so it sends no gradient into the backbone.
+    """
+
+    def __init__(self, config: TrialConfig, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.loss_config = config.loss
+        self.backbone = build_backbone(config.backbone, channels, generator(config.seed, "backbone"))
+        dim = config.backbone.representation_dim
+        self.head = build_head(config.head, dim, config.seed)
+        self.online_probe = nn.Linear(dim, num_classes) if config.online_probe else None
+        if self.online_probe is not None:
+            bound = dim**-0.5
+            draws = generator(config.seed, "probe")
+            nn.init.uniform_(self.online_probe.weight, -bound, bound, generator=draws)
+            nn.init.uniform_(self.online_probe.bias, -bound, bound, generator=draws)
+
+    def forward(
+        self, view1: torch.Tensor, view2: torch.Tensor, labels: torch.Tensor, step: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, C, H, W) twice and (B,) labels (-1: unlabelled) -> loss to minimise, contrastive loss, number correct."""
+        r1, r2 = self.backbone(view1), self.backbone(view2)  # (B, D)
+        contrastive = contrastive_loss(self.head(r1, step), self.head(r2, step), self.loss_config)
+        if self.online_probe is None:
+            return contrastive, contrastive.detach(), torch.zeros((), device=labels.device)
+        logits = self.online_probe(r1.detach()).float()
+        probe_loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
+        correct = (logits.argmax(1) == labels).sum()
+        return contrastive + probe_loss / _mean_labelled(labels), contrastive.detach(), correct
+
+
+def train(config: TrialConfig, context: TrialContext) -> TrainingResult:
+    """Train one trial from its last state, or from the start, to its end.
+
+    Raises:
+        NonFiniteLossError: the loss became infinite or NaN.
+        trainers.data.datasets.DataError: the data is not where the config says.
+        ValueError: the global batch does not divide over the workers, or exceeds the data.
+    """
+    _make_reproducible(config, context)
+    dataset = load_dataset(config.data)
+    loader = ViewLoader(
+        dataset, config, context.rank, context.world_size, context.device, context.loader_processes
+    )
+    model = build_model(config, dataset, context)
+    optimizer = build_optimizer(config.optimizer, model.parameters())
+    scaler = torch.amp.GradScaler(context.device.type, enabled=config.precision == "fp16")
+    states = context.directory / "checkpoints"
+    progress = checkpoint.load_state(states, model, optimizer, scaler)
+    parallel = _parallelise(model, context)
+
+    while progress.epoch < config.epochs:
+        started = time.perf_counter()
+        totals = _Totals(context.device)
+        for batch, (view1, view2, labels) in enumerate(loader.epoch(progress.epoch)):
+            lr = learning_rate(
+                progress.step,
+                base_lr=config.optimizer.lr,
+                epochs=config.epochs,
+                steps_per_epoch=loader.steps_per_epoch,
+                warmup_epochs=config.schedule.warmup_epochs,
+                final_factor=config.schedule.final_factor,
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            with _autocast(config, context):
+                loss, contrastive, correct = parallel(view1, view2, labels, progress.step)
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            totals.add(batch, loss, contrastive, correct, labels)
+            progress.step += 1
+        metrics = totals.reduce(context, progress.step - loader.steps_per_epoch)
+        metrics |= {"epoch": progress.epoch, "lr": lr}
+        seconds = time.perf_counter() - started
+        metrics |= {
+            "seconds": seconds,
+            "images_per_second": loader.steps_per_epoch * config.batch_size / seconds,
+        }
+        progress.epoch += 1
+        progress.history.append(metrics)
+        if context.rank == 0:
+            _write_history(context.directory, progress)
+            checkpoint.save_state(states, config.model_dump(mode="json"), progress, model, optimizer, scaler)
+        context.report(metrics)
+
+    model_path = states / MODEL
+    if context.rank == 0:
+        checkpoint.save_model(states, config.model_dump(mode="json"), model)
+    return TrainingResult(progress.history[-1], progress.history, model_path, dataset.fingerprint)
+
+
+def build_model(config: TrialConfig, dataset: Dataset, context: TrialContext) -> ContrastiveModel:
+    """The untrained model of a trial on its device, in its precision and memory layout."""
+    model = ContrastiveModel(config, dataset.channels, dataset.num_classes)
+    if config.precision == "float64":
+        model = model.double()
+    if context.world_size > 1:
+        synchronise_batch_norm(model, context.device.type)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    return model.to(context.device, memory_format=layout)
+
+
+def load_model(path: Path, config: TrialConfig, dataset: Dataset, context: TrialContext) -> ContrastiveModel:
+    """A finished model, in evaluation mode."""
+    model = build_model(config, dataset, context)
+    tensors, _ = checkpoint.read(path)
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def _make_reproducible(config: TrialConfig, context: TrialContext) -> None:
+    torch.set_num_threads(context.threads)
+    torch.use_deterministic_algorithms(config.deterministic)
+    # filling fresh memory guards against reading it uninitialised; it costs time and changes no result
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = not config.deterministic
+
+
+def _parallelise(model: ContrastiveModel, context: TrialContext) -> nn.Module:
+    if context.world_size == 1:
+        return model
+    device_ids = [context.device.index] if context.device.type == "cuda" else None
+    # synchronised batch norm already keeps buffers equal on all ranks
+    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+
+
+def _autocast(config: TrialConfig, context: TrialContext) -> torch.autocast:
+    dtype = _AUTOCAST.get(config.precision)
+    return torch.autocast(context.device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def _mean_labelled(labels: torch.Tensor) -> torch.Tensor:
+    """Labelled images per rank, averaged over ranks: the divisor that makes the rank mean a global mean."""
+    count = (labels >= 0).sum().to(torch.float32)
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        torch.distributed.all_reduce(count)
+        count /= torch.distributed.get_world_size()
+    return count.clamp(min=1)
+
+
+def _write_history(directory: Path, progress: Progress) -> None:
+    lines = [json.dumps(entry) for entry in progress.history]
+    write_atomically(directory / HISTORY, "\n".join(lines) + "\n")
+
+
+class _Totals:
+    """One epoch's sums, kept on the device so that no step waits for the host."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # contrastive loss, correct, labelled
+        self.batches = 0
+        self.first_bad = torch.full((), torch.inf, dtype=torch.float64, device=device)
+
+    def add(
+        self,
+        batch: int,
+        loss: torch.Tensor,
+        contrastive: torch.Tensor,
+        correct: torch.Tensor,
+        labels: torch.Tensor,
+    ) -> None:
+        self.sums += torch.stack([contrastive.double(), correct.double(), (labels >= 0).sum().double()])
+        self.batches += 1
+        bad_here = torch.where(torch.isfinite(loss.detach()), torch.inf, float(batch)).double()
+        self.first_bad = torch.minimum(self.first_bad, bad_here)
+
+    def reduce(self, context: TrialContext, first_step: int) -> dict[str, float]:
+        """The epoch's means over all ranks; raises on every rank alike if the loss was not finite on one."""
+        if context.world_size > 1:
+            torch.distributed.all_reduce(self.sums)
+            torch.distributed.all_reduce(self.first_bad, op=torch.distributed.ReduceOp.MIN)
+        if bool(torch.isfinite(self.first_bad)):
+            raise NonFiniteLossError(
+                f"loss is not finite at step {first_step + int(self.first_bad)}; "
+                "lower optimizer.lr or raise loss.temperature"
+            )
+        loss, correct, labelled = self.sums.tolist()
+        metrics = {"loss": loss / (self.batches * context.world_size)}
+        if labelled:
+            metrics["online_top1"] = 100 * correct / labelled
+        return metrics

@@ -1,0 +1,1 @@
+"""Images on disk to pairs of views on the training device."""

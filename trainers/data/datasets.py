@@ -1,0 +1,137 @@
+"""Data sets as plain arrays (or file lists), read without unpickling anything.
+
+Small data sets are decoded once into one uint8 tensor per split; an image folder stays a list of
+paths that the loader decodes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainers.config import DataConfig
+from trainers.data.formats import (
+    READERS,
+    UNLABELLED,
+    DataError,
+    Split,
+    find_files,
+    find_folder,
+    read_folder,
+)
+from trainers.randomness import generator
+
+__all__ = ["UNLABELLED", "DataError", "Dataset", "Split", "check_data", "load_dataset"]
+
+IMAGENET_MEAN: tuple[float, ...] = (0.485, 0.456, 0.406)
+IMAGENET_STD: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training and a validation split.
+
+    Attributes:
+        mean, std: per channel, of pixel values in [0, 1], over the whole training split.
+        fingerprint: sha256 of the arrays in use; for an image folder, of its file names and sizes.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    channels: int
+    num_classes: int
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fingerprint: str
+
+
+def check_data(config: DataConfig) -> None:
+    """Look whether the data is where `config` says, without reading it.
+
+    Raises:
+        DataError: a file or folder is missing.
+    """
+    if config.kind == "imagefolder":
+        find_folder(config)
+    elif config.kind != "digits":
+        find_files(config)
+
+
+def load_dataset(config: DataConfig) -> Dataset:
+    """Read a data set, and the fixed random subset of it that `config` asks for.
+
+    STL-10 trains on its unlabelled and labelled images together; the former carry the label -1.
+
+    Raises:
+        DataError: a file is missing or malformed, or the subset is larger than the split.
+    """
+    if config.kind == "imagefolder":
+        train, validation, names = read_folder(find_folder(config))
+        channels, mean, std = 3, IMAGENET_MEAN, IMAGENET_STD
+    else:
+        train, validation, names = READERS[config.kind](config)
+        assert train.images is not None
+        channels = train.images.shape[1]
+        mean, std = _moments(train.images)
+    train = _subset(train, config.train_images, "train_images", 0)
+    validation = _subset(validation, config.validation_images, "validation_images", 1)
+    return Dataset(
+        name=config.name or config.kind,
+        train=train,
+        validation=validation,
+        channels=channels,
+        num_classes=len(names),
+        class_names=names,
+        mean=mean,
+        std=std,
+        fingerprint=_fingerprint((train, validation), config.root if config.kind == "imagefolder" else None),
+    )
+
+
+def _subset(split: Split, size: int | None, field: str, position: int) -> Split:
+    """The first `size` of one fixed permutation, so that smaller subsets lie inside larger ones."""
+    if size is None:
+        return split
+    if size > len(split):
+        raise DataError(f"data.{field}: got {size}, takes at most the split's {len(split)} images")
+    chosen = torch.randperm(len(split), generator=generator(0, "split", position))[:size].sort().values
+    return Split(
+        images=None if split.images is None else split.images[chosen],
+        paths=None if split.paths is None else [split.paths[i] for i in chosen.tolist()],
+        labels=split.labels[chosen],
+    )
+
+
+def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel in [0, 1], from exact integer counts of the 256 values."""
+    channels = images.shape[1]
+    counts = np.zeros((channels, 256), dtype=np.int64)
+    for chunk in images.split(4096):
+        for channel in range(channels):
+            counts[channel] += np.bincount(chunk[:, channel].numpy().ravel(), minlength=256)
+    levels = np.arange(256) / 255
+    share = counts / counts.sum(axis=1, keepdims=True)
+    mean = share @ levels
+    std = np.sqrt(np.maximum(share @ levels**2 - mean**2, 1e-12))
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _fingerprint(splits: Iterable[Split], root: str | None) -> str:
+    digest = hashlib.sha256()
+    for split in splits:
+        if split.images is not None:
+            digest.update(str(tuple(split.images.shape)).encode())
+            digest.update(split.images.contiguous().numpy().data)
+        for path in split.paths or ():
+            # Relative, so that the same folder has one fingerprint wherever it lies.
+            digest.update(f"{os.path.relpath(path, root)}\0{os.stat(path).st_size}\0".encode())
+        digest.update(split.labels.contiguous().numpy().data)
+    return digest.hexdigest()

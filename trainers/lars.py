@@ -1,0 +1,130 @@
+"""LARS as the paper's released code computes it, and the choice of an optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import groupby
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from trainers import config as configs
+
+
+class Lars(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling (You, Gitman and Ginsburg 2017), in the released code's form.
+
+    For a parameter p of two or more dimensions with gradient g::
+
+        u = g + weight_decay * p
+        u = u * trust_coefficient * |p| / |u|        (where both norms are positive)
+        momentum buffer m = momentum * m + u
+        p = p - lr * m
+
+    The norm is that of the sum, where several libraries divide by |g| + weight_decay * |p|, and the
+    learning rate enters after the momentum. Biases, batch-norm and other one-dimensional parameters
+    take u = g: neither decayed nor adapted.
+
+    Args:
+        params: parameters or parameter groups.
+        lr: learning rate; a schedule writes `group["lr"]`.
+        momentum: decay of the buffer.
+        weight_decay: L2 coefficient, inside the adapted update.
+        trust_coefficient: ratio of |update| to |p| at learning rate 1.
+
+    Raises:
+        ValueError: a negative hyper-parameter.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-6,
+        trust_coefficient: float = 0.001,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+        }
+        for name, value in defaults.items():
+            if value < 0:
+                raise ValueError(f"Lars: {name}: got {value}, takes a number >= 0")
+        super().__init__(params, defaults)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update of every parameter that has a gradient; never waits for the device."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            ready = [p for p in group["params"] if p.grad is not None]
+            # Norms are stacked, which takes tensors of one kind.
+            ready.sort(key=_kind)
+            for (_, _, adapted), parameters in groupby(ready, _kind):
+                self._update(list(parameters), group, adapted)
+        return loss
+
+    def _update(self, parameters: list[Tensor], group: dict[str, Any], adapted: bool) -> None:
+        updates = [p.grad for p in parameters if p.grad is not None]
+        if adapted:
+            updates = list(torch._foreach_add(updates, parameters, alpha=group["weight_decay"]))
+            torch._foreach_mul_(updates, _trust_ratios(parameters, updates, group["trust_coefficient"]))
+        momenta = [self._momentum(p) for p in parameters]
+        torch._foreach_mul_(momenta, group["momentum"])
+        torch._foreach_add_(momenta, updates)
+        torch._foreach_add_(parameters, momenta, alpha=-group["lr"])
+
+    def _momentum(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        return state["momentum"]
+
+
+def _kind(parameter: Tensor) -> tuple[str, str, bool]:
+    return str(parameter.device), str(parameter.dtype), parameter.dim() > 1
+
+
+def _trust_ratios(
+    parameters: list[Tensor], updates: list[Tensor], trust_coefficient: float
+) -> tuple[Tensor, ...]:
+    p_norms = torch.stack(torch._foreach_norm(parameters))
+    u_norms = torch.stack(torch._foreach_norm(updates))
+    ratios = torch.where((p_norms > 0) & (u_norms > 0), trust_coefficient * p_norms / u_norms, 1.0)
+    return ratios.unbind()
+
+
+def build_optimizer(
+    config: configs.Lars | configs.Sgd | configs.AdamW, parameters: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """The configured optimizer over `parameters`; one-dimensional ones are never decayed."""
+    parameters = list(parameters)
+    if isinstance(config, configs.Lars):
+        return Lars(
+            parameters,
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            trust_coefficient=config.trust_coefficient,
+        )
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.dim() > 1]},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    if isinstance(config, configs.Sgd):
+        return torch.optim.SGD(
+            groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
