@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -14,10 +14,9 @@ from rich.table import Table
 
 from orchestrator import library
 from orchestrator.errors import AblateError, SpecError
-from orchestrator.messages import did_you_mean
 from orchestrator.plan import Job, Plan, estimate, jobs, make_plan
 from orchestrator.progress import duration
-from orchestrator.spec import Recipe, Study
+from orchestrator.spec import Executor, Recipe, Study
 from orchestrator.store import Store
 
 app = typer.Typer(
@@ -118,8 +117,16 @@ def plan_(
         )
         return
     _show_plan(plan, missing)
-    what = "nothing to train" if cost and not cost.seconds else f"about {duration(cost.seconds)}" if cost else "unknown"
-    console.print(f"Time: {what}" + (f" with {slots} at once (from {cost.basis})" if cost and cost.seconds else ""))
+    what = (
+        "nothing to train"
+        if cost and not cost.seconds
+        else f"about {duration(cost.seconds)}"
+        if cost
+        else "unknown"
+    )
+    console.print(
+        f"Time: {what}" + (f" with {slots} at once (from {cost.basis})" if cost and cost.seconds else "")
+    )
 
 
 @app.command(epilog="Example: `ablate run quickstart --seeds 0,1,2 --set epochs=20`")
@@ -129,13 +136,14 @@ def run(
     seeds: Seeds = None,
     sets: Sets = None,
     address: Annotated[str, typer.Option(help="auto, local, or host:port of a Ray cluster")] = "local",
-    executor: Annotated[str, typer.Option(help="auto, inline or train (Ray Train, DDP)")] = "auto",
+    executor: Annotated[
+        Executor, typer.Option(help="inline: in the trial's process; train: Ray Train, DDP")
+    ] = "auto",
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="fewer trials at once than fit")] = None,
     store_root: StoreRoot = DEFAULT_STORE,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Train and evaluate what is missing, track it, write the report. The same command continues a cut-off run."""
-    _one_of("--executor", executor, ["auto", "inline", "train"])
     plan = make_plan(studies, recipe, _parse_seeds(seeds), tuple(sets or ()))
     _check_data(plan)
     store = Store(store_root)
@@ -155,12 +163,11 @@ def report(
     seeds: Seeds = None,
     sets: Sets = None,
     out: Annotated[Path | None, typer.Option(help="default: in the store")] = None,
-    source: Annotated[str, typer.Option(help="store or mlflow")] = "store",
+    source: Annotated[Literal["store", "mlflow"], typer.Option(help="where numbers are read")] = "store",
     store_root: StoreRoot = DEFAULT_STORE,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Write tables, cells and page from what is there, training nothing."""
-    _one_of("--source", source, ["store", "mlflow"])
     plan = make_plan(studies, recipe, _parse_seeds(seeds), tuple(sets or ()))
     from orchestrator.launch import report_all
 
@@ -215,10 +222,9 @@ def ui(
 
 @app.command(epilog="Example: `ablate schema recipe > recipe.schema.json`")
 def schema(
-    what: Annotated[str, typer.Argument(help="study or recipe")],
+    what: Annotated[Literal["study", "recipe"], typer.Argument(help="which files")],
 ) -> None:
     """JSON Schema for an editor's completion of the YAML files."""
-    _one_of("WHAT", what, ["study", "recipe"])
     model = Study if what == "study" else Recipe
     _print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()})
 
@@ -266,11 +272,6 @@ def _parse_seeds(text: str | None) -> tuple[int, ...] | None:
     return seeds
 
 
-def _one_of(flag: str, value: str, choices: list[str]) -> None:
-    if value not in choices:
-        raise SpecError(f"{flag}: got {value!r}{did_you_mean(value, choices)}; takes one of {', '.join(choices)}")
-
-
 def _refuse_inline_gangs(executor: str, missing: list[Job]) -> None:
     gangs = [job for job in missing if job.resources.workers > 1]
     if executor == "inline" and gangs:
@@ -301,7 +302,9 @@ def _show_plan(plan: Plan, missing: list[Job]) -> None:
         for cell in study.cells:
             head = plan.trials[cell.trial].head
             sizes = head.model_dump(exclude={"kind"}, exclude_defaults=True)
-            text = head.kind + (" " + " ".join(f"{name}={value}" for name, value in sizes.items()) if sizes else "")
+            text = head.kind + (
+                " " + " ".join(f"{name}={value}" for name, value in sizes.items()) if sizes else ""
+            )
             row = rows.setdefault(cell.name, [cell.name, text])
             owner = first_shown.setdefault(cell.trial, cell.name)
             if owner != cell.name:

@@ -40,7 +40,11 @@ def connected(address: str) -> Iterator[list[Node]]:
         os.environ.setdefault(name, value)
     import ray
 
-    joined = {"runtime_env": {"env_vars": dict(_ENVIRONMENT)}} if address != "local" else {"include_dashboard": True}
+    joined = (
+        {"runtime_env": {"env_vars": dict(_ENVIRONMENT)}}
+        if address != "local"
+        else {"include_dashboard": True}
+    )
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **joined)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -67,7 +71,8 @@ def trials_at_once(nodes: list[Node], footprint: Resources, limit: int | None = 
     if fitting == 0:
         largest = max(nodes, key=lambda node: (node.gpus, node.cpus), default=Node(0, 0))
         raise CapacityError(
-            f"a trial needs {footprint.workers} x ({footprint.cpus_per_worker} CPU, {footprint.gpus_per_worker:g} GPU), "
+            f"a trial needs {footprint.workers} x ({footprint.cpus_per_worker} CPU, "
+            f"{footprint.gpus_per_worker:g} GPU), "
             f"the cluster of {len(nodes)} node(s) fits {workers} such worker(s); its largest node has "
             f"{largest.cpus:g} CPU, {largest.gpus:g} GPU; see resources.* in the recipe"
         )

@@ -13,10 +13,12 @@ from orchestrator.errors import AblateError
 from orchestrator.plan import Job, Plan, estimate
 from orchestrator.progress import Progress, duration
 from orchestrator.report import write_report
+from orchestrator.report.frames import Records
 from orchestrator.report.tables import console_tables
-from orchestrator.schedule import Executor, concurrency, run_jobs
+from orchestrator.schedule import concurrency, run_jobs
+from orchestrator.spec import Executor
 from orchestrator.store import Store
-from orchestrator.tracking import BackgroundTracker, Tracker, default_uri
+from orchestrator.tracking import BackgroundTracker, TrackedRecords, Tracker, default_uri
 
 
 def launch(
@@ -43,7 +45,9 @@ def launch(
             console.print(f"all {len(plan.trials)} trials are in {store.root}; nothing to train")
     finally:
         if problem := tracker.close():
-            console.print(f"tracking: {problem}; `ablate sync` delivers what is missing", style="yellow", markup=False)
+            console.print(
+                f"tracking: {problem}; `ablate sync` delivers what is missing", style="yellow", markup=False
+            )
     report_all(plan, store, console)
     return failed
 
@@ -82,10 +86,11 @@ def report_all(
     """Write and show the report of every study of a plan."""
     uri = tracking_uri or default_uri(store)
     for study in plan.studies:
+        records: Records = TrackedRecords(uri, study) if source == "mlflow" else store
         # several studies asked into one folder each get a folder of their own in it
         place = out / study.name if out and len(plan.studies) > 1 else out
-        directory = write_report(plan, study, store, out=place, source=source, tracking_uri=uri)
-        for table in console_tables(plan, study, store):
+        directory = write_report(plan, study, store, out=place, source=records)
+        for table in console_tables(study, records):
             console.print(table)
         console.print(f"report: {directory / 'index.html'}", soft_wrap=True)
 
@@ -106,4 +111,6 @@ def serve_ui(store: Store, tracking_uri: str | None, port: int, console: Console
     command += ["--host", "127.0.0.1", "--port", str(port)]
     code = subprocess.run(command, check=False).returncode
     if code:
-        raise AblateError(f"mlflow server ended with exit code {code}; is port {port} taken? (--port takes another)")
+        raise AblateError(
+            f"mlflow server ended with exit code {code}; is port {port} taken? (--port takes another)"
+        )

@@ -24,13 +24,13 @@ class RecipeSource:
     recipe: Recipe
     overrides: dict[str, Any]
 
-    def with_cell(self, cell: Cell, study_source: str) -> Recipe:
+    def with_cell(self, cell: Cell, study_file: Path) -> Recipe:
         """The recipe under one cell's override.
 
         Raises:
             SpecError: naming the study's file, the cell and the field.
         """
-        where = f"{study_source}: cell {cell.name!r} under recipe {self.name}"
+        where = f"{study_file}: cell {cell.name!r} under recipe {self.name}"
         return validate(Recipe, merge(self.raw, expand(cell.set, where)), where, prefix="set.")
 
 
@@ -39,11 +39,16 @@ def names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def load_study(name_or_path: str) -> tuple[Study, str]:
-    """A study by its name in `studies/`, or by a path to a YAML file; with the file's name for messages."""
-    path = _locate(name_or_path, STUDIES, "study")
+def load_study(name_or_path: str, beside: Path | None = None) -> tuple[Study, Path]:
+    """A study by its name in `studies/`, or by a path to a YAML file; with its file, for messages.
+
+    Args:
+        beside: a study that includes this one; its folder is looked in first.
+    """
+    sibling = beside.parent / f"{name_or_path}.yaml" if beside else None
+    path = sibling if sibling and sibling.is_file() else _locate(name_or_path, STUDIES, "study")
     study = validate(Study, yaml_files.load_mapping(path), str(path))
-    return study, str(path)
+    return study, path
 
 
 def load_recipe(name_or_path: str, sets: tuple[str, ...] = ()) -> RecipeSource:

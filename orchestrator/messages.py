@@ -29,7 +29,8 @@ def validate(model: type[M], raw: dict[str, Any], where: str, prefix: str = "") 
         # through JSON: strict, yet lists may become tuples
         return model.model_validate_json(json.dumps(raw, allow_nan=False))
     except ValidationError as error:
-        problems = error.errors(include_url=False)
+        # a misspelt field is also a missing one: tell the misspelling
+        problems = sorted(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise SpecError(f"{where}: {_describe(model, raw, problems[0], prefix)}{more}") from None
     except (TypeError, ValueError, RecursionError) as error:
@@ -108,7 +109,11 @@ def _fields_at(annotation: Any, location: tuple[Any, ...]) -> list[str]:
         else:
             return []
     annotation = _plain(annotation)
-    return list(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+    return (
+        list(annotation.model_fields)
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        else []
+    )
 
 
 def _plain(annotation: Any) -> Any:

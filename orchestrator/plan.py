@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 
 from orchestrator.errors import SpecError
@@ -106,20 +107,22 @@ def make_plan(
 
 def jobs(plan: Plan, store: Store) -> list[Job]:
     """What is missing, in the order of the plan: seeds outermost, so that every cell has a number early."""
-    labels: dict[str, list[str]] = {}
+    labels: dict[str, str] = {}
     for cell in plan.cells():
-        labels.setdefault(cell.trial, []).append(cell.label)
+        labels.setdefault(cell.trial, cell.label)
+    of_trial: dict[str, dict[str, EvaluationConfig]] = {key: {} for key in plan.trials}
+    for evaluation, (trial, protocol) in plan.evaluations.items():
+        of_trial[trial][evaluation] = protocol
     missing = []
     for key, config in sorted(plan.trials.items(), key=lambda item: item[1].seed):
         train = store.trial_record(key) is None
         evaluations = {
             evaluation: protocol
-            for evaluation, (trial, protocol) in plan.evaluations.items()
-            if trial == key and (train or store.evaluation_record(evaluation) is None)
+            for evaluation, protocol in of_trial[key].items()
+            if train or store.evaluation_record(evaluation) is None
         }
         if train or evaluations:
-            label = labels[key][0]
-            missing.append(Job(key, config, train, evaluations, plan.resources[key], label))
+            missing.append(Job(key, config, train, evaluations, plan.resources[key], labels[key]))
     return missing
 
 
@@ -148,7 +151,7 @@ def estimate(plan: Plan, missing: list[Job], store: Store, at_once: int) -> Esti
 
 
 def _plan_study(
-    study: Study, file: str, source: RecipeSource, seeds: tuple[int, ...], plan: Plan
+    study: Study, file: Path, source: RecipeSource, seeds: tuple[int, ...], plan: Plan
 ) -> StudyPlan:
     members = _members(study, file)
     cells = [
@@ -157,7 +160,9 @@ def _plan_study(
         for cell in member.cells
         for planned in _plan_cell(member, cell.name, source.with_cell(cell, member_file), seeds, plan)
     ]
-    return StudyPlan(study, tuple(member for member, _ in members), _recipe_label(source), seeds, tuple(cells))
+    return StudyPlan(
+        study, tuple(member for member, _ in members), _recipe_label(source), seeds, tuple(cells)
+    )
 
 
 def _plan_cell(
@@ -180,15 +185,15 @@ def _plan_cell(
     return planned
 
 
-def _members(study: Study, file: str, above: tuple[str, ...] = ()) -> list[tuple[Study, str]]:
+def _members(study: Study, file: Path, above: tuple[str, ...] = ()) -> list[tuple[Study, Path]]:
     """The studies with cells that a study consists of, each once, in order."""
     if study.cells:
         return [(study, file)]
     if study.name in above:
         raise SpecError(f"{file}: include: {' -> '.join((*above, study.name))} goes round in a circle")
-    found: dict[str, tuple[Study, str]] = {}
+    found: dict[str, tuple[Study, Path]] = {}
     for name in study.include:
-        included, included_file = load_study(name)
+        included, included_file = load_study(name, beside=file)
         for member, member_file in _members(included, included_file, (*above, study.name)):
             found.setdefault(member.name, (member, member_file))
     return list(found.values())

@@ -41,9 +41,12 @@ class Progress:
 
     def __post_init__(self) -> None:
         self.rows = {
-            job.trial: _Row(job.label, job.config.seed, job.config.epochs if job.train else 0) for job in self.jobs
+            job.trial: _Row(job.label, job.config.seed, job.config.epochs if job.train else 0)
+            for job in self.jobs
         }
-        self._live = Live(get_renderable=self._draw, console=self.console, refresh_per_second=2, transient=True)
+        self._live = Live(
+            get_renderable=self._draw, console=self.console, refresh_per_second=2, transient=True
+        )
         self._last_line = 0.0
         self._interactive = self.console.is_terminal
 

@@ -8,19 +8,22 @@ trial's own resources, so an unbounded Tune would deadlock on a full cluster.
 
 from __future__ import annotations
 
+import io
 import shutil
+import sys
 import uuid
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from orchestrator.cluster import Node, trials_at_once
 from orchestrator.errors import CapacityError
 from orchestrator.plan import Job
 from orchestrator.progress import Progress
+from orchestrator.spec import Executor
 from orchestrator.store import Store
 
-Executor = Literal["auto", "inline", "train"]
 _RESTARTS_AFTER_LOST_PROCESS = 3
 
 
@@ -71,7 +74,9 @@ def run_jobs(
         on_finished()
 
     scratch, name = store.root / ".tune", f"run-{uuid.uuid4().hex[:8]}"
-    assignments = {job.trial: _Assignment(job, recipe, str(store.root), _executor(executor, job)) for job in jobs}
+    assignments = {
+        job.trial: _Assignment(job, recipe, str(store.root), _executor(executor, job)) for job in jobs
+    }
     trainable = tune.with_parameters(_run_job, assignments=assignments)
     tuner = tune.Tuner(
         tune.with_resources(trainable, lambda config: _driver_resources(assignments[config["trial"]])),
@@ -90,8 +95,10 @@ def run_jobs(
             callbacks=[_follow(progress, finished, store)],
         ),
     )
+    progress.console.file = sys.stdout
     try:
-        tuner.fit()
+        with redirect_stdout(io.StringIO()):  # Tune's own words; ours go to the console
+            tuner.fit()
     finally:
         shutil.rmtree(scratch / name, ignore_errors=True)
     return Outcome(failed)
@@ -171,7 +178,9 @@ def _work_in_train(job: Job, recipe: str, store: Store) -> None:
             run_config=RunConfig(
                 name=job.trial,
                 storage_path=str(inner),
-                failure_config=FailureConfig(max_failures=_RESTARTS_AFTER_LOST_PROCESS, controller_failure_limit=5),
+                failure_config=FailureConfig(
+                    max_failures=_RESTARTS_AFTER_LOST_PROCESS, controller_failure_limit=5
+                ),
                 callbacks=[TuneReportCallback()],
             ),
         )
@@ -192,9 +201,18 @@ def _train_worker(config: dict[str, Any]) -> None:
     from orchestrator import work
 
     context = ray.train.get_context()
-    fields = {"rank": context.get_world_rank(), "world_size": context.get_world_size(), "device": get_device()}
+    fields = {
+        "rank": context.get_world_rank(),
+        "world_size": context.get_world_size(),
+        "device": get_device(),
+    }
     work.train_trial(
-        config["job"], config["recipe"], Store(config["store"]), "train", fields, lambda metrics: ray.train.report(metrics)
+        config["job"],
+        config["recipe"],
+        Store(config["store"]),
+        "train",
+        fields,
+        lambda metrics: ray.train.report(metrics),
     )
 
 
@@ -223,7 +241,7 @@ def _follow(progress: Progress, finished: Callable[[str, str | None], None], sto
     """A Tune callback that keeps the screen and the tracker up to date."""
     from ray import tune
 
-    class Follow(tune.Callback):  # type: ignore[misc]
+    class Follow(tune.Callback):
         def __init__(self, *listeners: Any) -> None:
             self.progress, self.finished, self.store = listeners
 

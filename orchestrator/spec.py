@@ -32,6 +32,7 @@ from trainers.config import (
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$", description="a-z, 0-9, _ . -")]
 EvaluationKind = Literal["linear_probe", "subvector_probe", "knn", "spectrum"]
+Executor = Literal["auto", "inline", "train"]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -97,7 +98,9 @@ class Recipe(Config):
     def trial(self, seed: int) -> TrialConfig:
         """This recipe with one seed, in canonical form: equivalent configurations become equal."""
         head = canonical_head(self.head, self.backbone.representation_dim, self.projector_dim)
-        fields = {name: getattr(self, name) for name in TrialConfig.model_fields if name not in ("seed", "head")}
+        fields = {
+            name: getattr(self, name) for name in TrialConfig.model_fields if name not in ("seed", "head")
+        }
         return TrialConfig(seed=seed, head=head, **fields)
 
     def evaluation(self, kind: EvaluationKind) -> EvaluationConfig | None:

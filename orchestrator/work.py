@@ -11,7 +11,7 @@ import subprocess
 import time
 import traceback
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,12 @@ _PACKAGES = ("torch", "torchvision", "ray", "numpy", "mlflow", "pandas")
 
 
 def train_trial(
-    job: Job, recipe: str, store: Store, executor: str, context_fields: dict[str, Any], report: Callable[..., None]
+    job: Job,
+    recipe: str,
+    store: Store,
+    executor: str,
+    context_fields: dict[str, Any],
+    report: Callable[..., None],
 ) -> None:
     """Train from the trial's last state to its end; rank 0 commits the record."""
     started = _now()
@@ -58,7 +63,10 @@ def train_trial(
         "seconds": time.perf_counter() - clock,
         "epochs": len(result.history),
         "metrics": result.metrics,
-        "dataset": {"name": job.config.data.name or job.config.data.kind, "fingerprint": result.dataset_fingerprint},
+        "dataset": {
+            "name": job.config.data.name or job.config.data.kind,
+            "fingerprint": result.dataset_fingerprint,
+        },
         "environment": environment(executor, job, context.device),
     }
     store.commit_trial(job.trial, record)
@@ -162,4 +170,4 @@ def _commit() -> str | None:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
+    return datetime.now(UTC).isoformat(timespec="microseconds")

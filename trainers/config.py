@@ -313,7 +313,9 @@ class TrialConfig(Config):
     @model_validator(mode="after")
     def _consistent(self) -> TrialConfig:
         if self.data.kind == "imagefolder" and self.augment.mode == "batched":
-            raise ValueError("augment.mode: batched needs a data set held in memory; imagefolder takes per_image")
+            raise ValueError(
+                "augment.mode: batched needs a data set held in memory; imagefolder takes per_image"
+            )
         if self.schedule.warmup_epochs > self.epochs:
             raise ValueError(
                 f"schedule.warmup_epochs: got {self.schedule.warmup_epochs}, takes at most epochs = {self.epochs}"

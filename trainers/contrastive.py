@@ -17,6 +17,7 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrize
 
 from trainers import checkpoint
 from trainers.backbones import build_backbone
@@ -74,7 +75,9 @@ class ContrastiveModel(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, C, H, W) twice and (B,) labels (-1: unlabelled) -> loss to minimise, contrastive loss, number correct."""
         r1, r2 = self.backbone(view1), self.backbone(view2)  # (B, D)
-        contrastive = contrastive_loss(self.head(r1, step), self.head(r2, step), self.loss_config)
+        with parametrize.cached():  # the orthogonal head's matrix exponential, once for both views
+            z1, z2 = self.head(r1, step), self.head(r2, step)  # (B, d)
+        contrastive = contrastive_loss(z1, z2, self.loss_config)
         if self.online_probe is None:
             return contrastive, contrastive.detach(), torch.zeros((), device=labels.device)
         logits = self.online_probe(r1.detach()).float()
@@ -153,7 +156,7 @@ def build_model(config: TrialConfig, dataset: Dataset, context: TrialContext) ->
     if context.world_size > 1:
         synchronise_batch_norm(model, context.device.type)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    return model.to(context.device, memory_format=layout)
+    return model.to(context.device).to(memory_format=layout)
 
 
 def load_model(path: Path, config: TrialConfig, dataset: Dataset, context: TrialContext) -> ContrastiveModel:
@@ -177,7 +180,7 @@ def _parallelise(model: ContrastiveModel, context: TrialContext) -> nn.Module:
         return model
     device_ids = [context.device.index] if context.device.type == "cuda" else None
     # synchronised batch norm already keeps buffers equal on all ranks
-    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+    return DistributedDataParallel(model, device_ids=device_ids, forward_sync_buffers=False)
 
 
 def _autocast(config: TrialConfig, context: TrialContext) -> torch.autocast:

@@ -205,7 +205,7 @@ def to_markdown(table: FilledTable) -> str:
     grid = markdown_grid([*map(escape.markdown, table.header)], rows, left=len(table.spec.columns))
     notes = [f"<sup>{mark}</sup> {escape.markdown(text)}" for mark, text in table.notes.items()]
     title = f"**{escape.markdown(table.spec.title)}** Recipe `{table.recipe}`."
-    return "\n".join([title, "", grid, "  \n".join([" ".join(table.legend), *notes]), ""])
+    return "\n".join([title, "", grid, "  \n".join([escape.markdown(" ".join(table.legend)), *notes]), ""])
 
 
 # --- LaTeX --------------------------------------------------------------------------------------
@@ -220,13 +220,16 @@ def to_latex(table: FilledTable) -> str:
         ours, *others = (_math(text) for text in table.texts(row))
         marks = f"\\textsuperscript{{{','.join(row.marks)}}}" if row.marks else ""
         body.append([*map(escape.latex, row.columns), ours + marks, *others])
-    caption = " ".join([escape.one_line(table.spec.title), f"Recipe {table.recipe}.", *table.legend])
+    legend = escape.latex(" ".join(table.legend))
+    for text, symbols in (("t interval over n", "$t$ interval over $n$"), ("n = 1:", "$n = 1$:")):
+        legend = legend.replace(text, symbols)
+    caption = f"{escape.latex(table.spec.title)} Recipe {escape.latex(table.recipe)}. {legend}"
     notes = [f"\\textsuperscript{{{mark}}} {escape.latex(text)}" for mark, text in table.notes.items()]
     lines = [
         "% needs \\usepackage{booktabs} and \\usepackage{amssymb}",
         "\\begin{table}[t]",
         "  \\centering",
-        f"  \\caption{{{escape.latex(caption)}}}",
+        f"  \\caption{{{caption}}}",
         f"  \\label{{tab:{table.name}}}",
         f"  \\begin{{tabular}}{{{alignment}}}",
         "    \\toprule",
@@ -261,13 +264,15 @@ def console(table: FilledTable) -> RichTable:
     notes = [f"{mark}: {escape.one_line(text)}" for mark, text in table.notes.items()]
     shown = RichTable(
         title=Text(f"{escape.one_line(table.spec.title)} Recipe {table.recipe}."),
-        caption=Text("\n".join([" ".join(table.legend), *notes])),
+        caption=Text("\n".join([escape.one_line(" ".join(table.legend), 1000), *notes])),
         box=SIMPLE_HEAD,
         title_justify="left",
         caption_justify="left",
     )
     for position, name in enumerate(table.header):
-        shown.add_column(Text(name), justify="left" if position < len(table.spec.columns) else "right")
+        shown.add_column(
+            Text(escape.one_line(name)), justify="left" if position < len(table.spec.columns) else "right"
+        )
     for row in table.rows:
         ours, *others = table.texts(row)
         marks = f" {','.join(row.marks)}" if row.marks else ""

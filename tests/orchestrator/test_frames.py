@@ -76,7 +76,7 @@ def test_an_empty_store_gives_an_empty_frame_of_the_same_types(plan, store):
 
 
 def test_a_hole_says_what_is_missing_and_why(plan, store):
-    failed, skipped = list(plan.trials)[0], list(plan.trials)[2]
+    failed, skipped = next(iter(plan.trials)), list(plan.trials)[2]
     fill(plan, store, fail=[failed], skip=[skipped], without=["knn"])
     found = holes(plan.studies[0], store)
     by_trial = {hole.trial: hole for hole in found if hole.what == "training"}
@@ -96,7 +96,7 @@ def test_a_complete_study_has_no_holes(plan, store):
 
 
 def test_an_error_of_many_lines_becomes_one_line(plan, store):
-    key = list(plan.trials)[0]
+    key = next(iter(plan.trials))
     store.prepare()
     store.fail_trial(key, {"error": "first\nsecond\x1b[31m\u202e" + "x" * 999, "type": "E", "when": stamp(0)})
     reason = holes(plan.studies[0], store)[0].reason

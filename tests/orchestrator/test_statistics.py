@@ -20,7 +20,9 @@ def test_three_seeds_give_the_closed_form_for_two_degrees_of_freedom():
     p = (1 + level) / 2
     quantile = 2 * (p - 0.5) * math.sqrt(2 / (4 * p * (1 - p)))
     spread = math.sqrt(((1 - 3) ** 2 + (2 - 3) ** 2 + (6 - 3) ** 2) / 2)
-    assert mean_interval(values, level).half_width == pytest.approx(quantile * spread / math.sqrt(3), rel=1e-12)
+    assert mean_interval(values, level).half_width == pytest.approx(
+        quantile * spread / math.sqrt(3), rel=1e-12
+    )
 
 
 def test_ten_seeds_give_the_printed_table_value():
@@ -45,7 +47,9 @@ def test_equal_values_have_themselves_as_mean_and_no_width():
 
 def test_the_order_of_the_seeds_changes_no_bit_of_the_mean():
     values = np.random.default_rng(1).normal(60, 1, 9).tolist()
-    assert mean_interval(values).mean == mean_interval(values[::-1]).mean == mean_interval(sorted(values)).mean
+    assert (
+        mean_interval(values).mean == mean_interval(values[::-1]).mean == mean_interval(sorted(values)).mean
+    )
 
 
 def test_values_that_are_no_numbers_are_not_hidden():

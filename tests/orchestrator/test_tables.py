@@ -270,7 +270,7 @@ def test_latex_is_booktabs_with_ticks_and_signed_math(full):
         (False, False), (False, False), (False, False), (True, False), (False, True), (True, True),
     ]  # fmt: skip
     assert rows[0][3] == r"$62.2 \pm 9.5$"
-    assert [row[5] for row in rows][:3] == ["$+10.8$", "$+10.1$", "$+1.1$"]
+    assert [row[5] for row in rows][:3] == ["$+10.8$", "$+10.0$", "$+1.1$"]
     assert all(cell.count("$") % 2 == 0 for row in rows for cell in row)
 
 

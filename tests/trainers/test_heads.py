@@ -307,7 +307,7 @@ def test_all_ranks_and_both_views_draw_the_same_features_each_step() -> None:
 @pytest.mark.parametrize("kind", ["dropout", "grouped"])
 def test_features_change_with_step_and_seed_but_not_with_what_came_before(kind: str) -> None:
     assert torch.equal(draw(kind, 7), draw(kind, 7))
-    assert not torch.equal(draw(kind, 7), draw(kind, 8))
+    assert len({tuple(draw(kind, step)[0].flatten().tolist()) for step in range(30)}) == 30
     assert not torch.equal(draw(kind, 7), draw(kind, 7, seed=1))
 
 

@@ -1,6 +1,7 @@
 """Oracles: scikit-learn's LogisticRegression with the matched objective, and torch's own SGD."""
 
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -8,11 +9,21 @@ import torch
 from sklearn.datasets import load_digits, make_blobs
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from trainers.config import LinearProbe, SubvectorProbe
 from trainers.evaluate.linear_probe import ProbeResult, linear_probe
 from trainers.randomness import generator
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 Data = tuple[Tensor, Tensor, Tensor, Tensor, int]
 
@@ -53,8 +64,10 @@ def reference(data: Data, weight_decay: float) -> tuple[float, float, np.ndarray
     """scikit-learn's top-1 in percent, cross-entropy and probabilities; the bias is a decayed weight too."""
     x, y, u, v, k = data
     bordered = [np.column_stack([a.double().numpy(), np.ones(len(a))]) for a in (x, u)]
-    model = LogisticRegression(C=1 / (weight_decay * len(x)), fit_intercept=False, tol=1e-10, max_iter=20_000)
-    with warnings.catch_warnings():
+    model = LogisticRegression(
+        C=1 / (weight_decay * len(x)), fit_intercept=False, solver="newton-cholesky", tol=1e-10
+    )
+    with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("error")  # an oracle that has not converged is none
         model.fit(bordered[0], y.numpy())
     p = model.predict_proba(bordered[1])
@@ -86,16 +99,16 @@ def test_lbfgs_converges_at_the_papers_weight_decay() -> None:
 def test_the_minimum_depends_neither_on_the_start_nor_on_the_scale_of_useless_directions() -> None:
     data = collapsed()
     results = [linear_probe(*data, lbfgs(1e-4), seed=seed) for seed in (0, 1)]
-    assert results[0].loss == pytest.approx(results[1].loss, rel=1e-7)
+    assert results[0].loss == pytest.approx(results[1].loss, rel=1e-5)
 
 
-@pytest.mark.parametrize(("make", "lr"), [(digits, 0.5), (clusters, 0.1), (network, 0.5)])
+@pytest.mark.parametrize(("make", "lr"), [(digits, 0.05), (clusters, 0.02), (network, 0.05)])
 def test_converged_sgd_is_within_half_a_point_of_scikit_learn(make, lr: float) -> None:
     data = make()
     decay = 1e-2
     top1, loss, _ = reference(data, decay)
     config = LinearProbe(
-        kind="linear_probe", lr=lr, momentum=0.9, weight_decay=decay, epochs=60, batch_size=250
+        kind="linear_probe", lr=lr, momentum=0.9, weight_decay=decay, epochs=100, batch_size=250
     )
     result = linear_probe(*data, config, seed=0)
     assert result.top1 == pytest.approx(top1, abs=0.5)
@@ -151,7 +164,7 @@ def test_top5_of_fewer_than_five_classes_is_all() -> None:
 
 @pytest.mark.parametrize("solver", ["sgd", "lbfgs"])
 def test_a_probe_is_deterministic_per_seed_and_uses_no_global_randomness(solver: str) -> None:
-    config = LinearProbe(kind="linear_probe", solver=solver, epochs=2)
+    config = LinearProbe(kind="linear_probe", solver=solver, epochs=2, weight_decay=1e-3)
     state = torch.get_rng_state()
 
     def run(seed: int) -> ProbeResult:
@@ -160,7 +173,10 @@ def test_a_probe_is_deterministic_per_seed_and_uses_no_global_randomness(solver:
     first, second, other = run(3), run(3), run(4)
     assert (first.top1, first.top5, first.loss) == (second.top1, second.top5, second.loss)
     assert np.array_equal(first.correct, second.correct)
-    assert first.loss != other.loss
+    if solver == "sgd":
+        assert first.loss != other.loss
+    else:  # the minimum does not depend on the start
+        assert first.loss == pytest.approx(other.loss, rel=1e-5)
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -65,8 +65,8 @@ def evaluate(
     d0s = [_probed_dim(trial, e) if isinstance(e, SubvectorProbe) else None for e in evaluations]
     if not evaluations:
         return []
-    views = _Views(trial, backbone, head, torch.device(device), loader_processes, dataset)
-    return [_MEASURES[type(e)](e, views, d0) for e, d0 in zip(evaluations, d0s, strict=True)]
+    features = _SharedFeatures(trial, backbone, head, torch.device(device), loader_processes, dataset)
+    return [_MEASURES[type(e)](e, features, d0) for e, d0 in zip(evaluations, d0s, strict=True)]
 
 
 def _probed_dim(trial: TrialConfig, probe: SubvectorProbe) -> int:
@@ -86,7 +86,7 @@ def _probed_dim(trial: TrialConfig, probe: SubvectorProbe) -> int:
 
 
 @dataclass
-class _Views:
+class _SharedFeatures:
     """The features of both splits, each extracted when first asked for."""
 
     trial: TrialConfig
@@ -129,22 +129,22 @@ class _Views:
         )
 
 
-def _measure_probe(config: LinearProbe, views: _Views, d0: int | None) -> EvaluationResult:
-    result = linear_probe.linear_probe(*views.labelled(d0), config, views.trial.seed)
+def _measure_probe(config: LinearProbe, features: _SharedFeatures, d0: int | None) -> EvaluationResult:
+    result = linear_probe.linear_probe(*features.labelled(d0), config, features.trial.seed)
     metrics = {"top1": result.top1, "top5": result.top5, "loss": result.loss}
     return EvaluationResult(metrics, {"correct": result.correct})
 
 
-def _measure_knn(config: Knn, views: _Views, d0: None) -> EvaluationResult:
-    result = knn.knn(*views.labelled(), config)
+def _measure_knn(config: Knn, features: _SharedFeatures, d0: None) -> EvaluationResult:
+    result = knn.knn(*features.labelled(), config)
     return EvaluationResult({"top1": result.top1, "top5": result.top5}, {"correct": result.correct})
 
 
-def _measure_spectrum(config: Spectrum, views: _Views, d0: None) -> EvaluationResult:
-    features = views.validation
+def _measure_spectrum(config: Spectrum, features: _SharedFeatures, d0: None) -> EvaluationResult:
+    validation = features.validation
     metrics: dict[str, float] = {}
     arrays: dict[str, np.ndarray] = {}
-    for name, x in (("representation", features.representation), ("embedding", features.embedding)):
+    for name, x in (("representation", validation.representation), ("embedding", validation.embedding)):
         values = spectrum.spectrum(x, config.normalize)
         metrics[f"{name}/rankme"] = spectrum.rankme(x)
         metrics[f"{name}/collapsed_fraction"] = spectrum.collapsed_fraction(values)

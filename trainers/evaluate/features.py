@@ -28,7 +28,7 @@ class Features:
     labels: Tensor
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def extract(
     backbone: nn.Module,
     head: nn.Module | None,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 RANKME_EPSILON = 1e-7
 COLLAPSED = 1e-6
-"""A direction is collapsed when its variance is below this share of the largest."""
+"""A direction is collapsed when its variance is at most this share of the largest."""
 _ROWS = 8192
 
 
@@ -98,5 +98,5 @@ def rankme(x: Tensor) -> float:
 
 
 def collapsed_fraction(singular_values: Tensor) -> float:
-    """Share of directions whose variance is below 1e-6 of the largest."""
-    return float((singular_values < COLLAPSED * singular_values.max()).double().mean())
+    """Share of directions whose variance is at most 1e-6 of the largest."""
+    return float((singular_values <= COLLAPSED * singular_values.max()).double().mean())

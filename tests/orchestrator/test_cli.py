@@ -1,0 +1,157 @@
+"""The command line as a person meets it: in a process of its own, with exit codes and short messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from orchestrator import cli, library
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("ABLATE", "MLFLOW"))}
+
+
+def ablate(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=ENVIRONMENT | {"COLUMNS": "200"} | environment,
+        check=False,
+    )
+
+
+MALFORMED = {
+    "no study": ["run"],
+    "unknown study": ["run", "quikstart"],
+    "a study's path that isn't there": ["run", "./nowhere.yaml"],
+    "a study that is a folder": ["run", "/tmp/"],
+    "non-ASCII study": ["run", "étude"],
+    "control characters": ["run", "a\x1b[31mb"],
+    "unknown recipe": ["run", "quickstart", "--recipe", "digit"],
+    "unknown verb": ["rum", "quickstart"],
+    "unknown option": ["run", "quickstart", "--recipies", "digits"],
+    "option without value": ["run", "quickstart", "--recipe"],
+    "seeds that are words": ["run", "quickstart", "--seeds", "one"],
+    "no seeds": ["run", "quickstart", "--seeds", ""],
+    "negative seed": ["run", "quickstart", "--seeds=-1"],
+    "repeated seed": ["run", "quickstart", "--seeds", "1,1"],
+    "seed too large": ["run", "quickstart", "--seeds", str(2**31)],
+    "set without value": ["run", "quickstart", "--set", "epochs"],
+    "set of nothing": ["run", "quickstart", "--set", "=3"],
+    "set of an unknown field": ["run", "quickstart", "--set", "epoch=3"],
+    "set of a wrong type": ["run", "quickstart", "--set", "epochs=many"],
+    "set of a list where a number belongs": ["run", "quickstart", "--set", "epochs=[1]"],
+    "set that is not YAML": ["run", "quickstart", "--set", "epochs={"],
+    "zero epochs": ["run", "quickstart", "--set", "epochs=0"],
+    "absurdly many epochs": ["run", "quickstart", "--set", "epochs=99999999999999999999999"],
+    "batch larger than the data": ["run", "quickstart", "--set", "batch_size=4096"],
+    "batch that does not divide": ["run", "quickstart", "--set", "resources.workers=3"],
+    "absurd image size": ["run", "quickstart", "--set", "data.image_size=1000000"],
+    "absurd width": ["run", "quickstart", "--set", "backbone.width=1000000"],
+    "negative learning rate": ["run", "quickstart", "--set", "optimizer.lr=-1"],
+    "infinite learning rate": ["run", "quickstart", "--set", "optimizer.lr=1e999"],
+    "not a number": ["run", "quickstart", "--set", "optimizer.lr=.nan"],
+    "unknown optimizer": ["run", "quickstart", "--set", "optimizer={kind: adam, lr: 1}"],
+    "unknown backbone": ["run", "quickstart", "--set", "backbone.kind=resnet51"],
+    "unknown precision": ["run", "quickstart", "--set", "precision=fp8"],
+    "unknown data": ["run", "quickstart", "--set", "data.kind=mnist"],
+    "warm-up longer than training": ["run", "quickstart", "--set", "schedule.warmup_epochs=99"],
+    "crop from large to small": ["run", "quickstart", "--set", "augment.crop_scale=[0.9, 0.1]"],
+    "probability above one": ["run", "quickstart", "--set", "augment.flip=1.5"],
+    "missing data root": ["run", "quickstart", "--recipe", "cifar10", "--set", "data.root=/nowhere"],
+    "no data root": ["run", "quickstart", "--recipe", "imagenet"],
+    "unknown executor": ["run", "quickstart", "--executor", "inlin"],
+    "inline gang": ["run", "quickstart", "--executor", "inline", "--set", "resources.workers=2"],
+    "no trials at once": ["run", "quickstart", "--max-concurrent", "0"],
+    "unknown source": ["report", "quickstart", "--source", "stor"],
+    "unknown schema": ["schema", "studdy"],
+    "port out of range": ["ui", "--port", "70000"],
+}
+
+
+@pytest.mark.parametrize("arguments", MALFORMED.values(), ids=MALFORMED.keys())
+def test_malformed_input_exits_2_with_a_short_message_before_anything_starts(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ablate", *arguments])
+    monkeypatch.setenv("ABLATE_STORE", str(tmp_path / "store"))
+    monkeypatch.delitem(sys.modules, "orchestrator.launch", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    output = capsys.readouterr()
+    assert ended.value.code == 2
+    assert output.out == ""
+    assert 0 < len(output.err.strip().splitlines()) <= 3
+    assert "Traceback" not in output.err
+    assert output.err.isprintable() or set(output.err) - {"\n"} <= {
+        c for c in output.err if c.isprintable()
+    } | {"\n"}
+    assert "orchestrator.launch" not in sys.modules, "what would start Ray was imported"
+    assert not (tmp_path / "store").exists()
+
+
+def test_messages_reach_a_real_terminal_too() -> None:
+    done = ablate("run", "quickstart", "--set", "optimiser.lr=1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--set optimiser.lr=1: optimiser: unknown field; did you mean 'optimizer'?" in done.stderr
+
+
+def test_planning_imports_neither_torch_nor_ray_nor_mlflow() -> None:
+    code = (
+        "import sys; from orchestrator import cli; sys.argv = ['ablate', 'plan', 'quickstart', '--store', '/nowhere']\n"
+        "try: cli.main()\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'ray', 'mlflow', 'pandas'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_plan_shows_what_is_shared_and_what_it_costs(tmp_path: Path) -> None:
+    done = ablate("plan", "quickstart", "--store", str(tmp_path))
+    assert done.returncode == 0
+    assert "10 cells need 14 trainings" in done.stdout
+    assert "= table1/directclr" in done.stdout
+    assert "Time: about" in done.stdout
+    plan = json.loads(ablate("plan", "quickstart", "--json", "--store", str(tmp_path)).stdout)
+    assert len(plan["to_train"]) == 14
+    assert {cell["trial"] for cell in plan["cells"]} == set(plan["trials"])
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["show", "table2"], ["show", "imagenet"], ["status"]])
+def test_looking_verbs_succeed_also_as_json(arguments: list[str], tmp_path: Path) -> None:
+    assert ablate(*arguments, ABLATE_STORE=str(tmp_path)).stdout
+    assert json.loads(ablate(*arguments, "--json", ABLATE_STORE=str(tmp_path)).stdout) is not None
+
+
+@pytest.mark.parametrize("verb", ["list", "show", "plan", "run", "report", "status", "sync", "ui", "schema"])
+def test_every_verb_has_help_with_an_example(verb: str) -> None:
+    assert f"ablate {verb}" in ablate(verb, "--help").stdout.split("Example")[1]
+
+
+@pytest.mark.parametrize(("what", "folder"), [("study", library.STUDIES), ("recipe", library.RECIPES)])
+def test_shipped_files_meet_the_exported_schema_and_nonsense_does_not(what: str, folder: Path) -> None:
+    schema = json.loads(ablate("schema", what).stdout)
+    validator = jsonschema.Draft202012Validator(schema)
+    for path in folder.glob("*.yaml"):
+        validator.validate(json.loads(json.dumps(library.yaml_files.load_mapping(path))))
+        assert yaml.safe_load(path.read_text())["name"] == path.stem
+    assert list(validator.iter_errors({"nmae": "x"}))
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m orchestrator.cli schema recipe | head -c 10",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""

@@ -1,0 +1,180 @@
+"""Keys, equivalences and what is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.cluster import Node, trials_at_once
+from orchestrator.errors import CapacityError
+from orchestrator.library import load_recipe
+from orchestrator.plan import estimate, jobs, make_plan
+from orchestrator.spec import Resources, evaluation_key, trial_key
+from orchestrator.store import Store
+from trainers.config import TrialConfig, absolute, canonical_head
+
+
+def key(*sets: str, seed: int = 0) -> str:
+    return trial_key(load_recipe("digits", sets).recipe.trial(seed), 1)
+
+
+def test_ten_cells_of_both_tables_need_seven_trainings_a_seed() -> None:
+    plan = make_plan(["quickstart"], seeds=(0, 1))
+    assert len({(cell.study, cell.cell) for cell in plan.cells()}) == 10
+    assert len(plan.trials) == 14
+    of = {(cell.name, cell.seed): cell.trial for cell in plan.cells()}
+    for one, other in (
+        ("table1/directclr", "table2/low_rank_diagonal"),
+        ("table1/linear", "table2/trainable"),
+        ("table1/none", "table2/none"),
+    ):
+        assert of[one, 0] == of[other, 0]
+        assert of[one, 0] != of[one, 1]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("head={kind: low_rank, d0: 45, diagonal: true}", "head={kind: subvector, d0: 360/2048}"),
+        ("head={kind: subvector, d0: 1.0}", "head={kind: none}"),
+        ("head={kind: subvector, d0: 256}", "head={kind: none}"),
+        ("head={kind: low_rank, d0: 256}", "head={kind: none}"),
+        ("head={kind: dropout, d0: 2048/2048}", "head={kind: none}"),
+        ("head={kind: grouped, groups: 1}", "head={kind: none}"),
+        ("head={kind: linear}", "head={kind: linear, out_dim: 64}"),
+        ("head={kind: subvector, d0: 64}", "head={kind: subvector, d0: 0.25}"),
+    ],
+)
+def test_equivalent_configurations_share_one_key(one: str, other: str) -> None:
+    assert key(one) == key(other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "head={kind: subvector, d0: 44}",
+        "head={kind: low_rank, d0: 45}",
+        "epochs=41",
+        "batch_size=128",
+        "precision=bf16",
+        "optimizer.lr=4.81",
+        "loss.temperature=0.2",
+        "loss.kind=ntxent",
+        "data.train_images=1000",
+        "augment.view2.solarize=0.3",
+        "deterministic=false",
+    ],
+)
+def test_what_can_change_numbers_changes_the_key(change: str) -> None:
+    base = "head={kind: subvector, d0: 45}"
+    assert key(base, change) != key(base)
+
+
+@pytest.mark.parametrize("change", ["resources.loader_processes=3", "data.root=/elsewhere", "title=x"])
+def test_placement_and_labels_are_no_part_of_the_key(change: str) -> None:
+    assert key(change) == key()
+    assert trial_key(load_recipe("digits").recipe.trial(0), 2) != key()
+
+
+def test_keys_stay_what_they_are() -> None:
+    """Golden: a store is found again by a later version, or the change is deliberate."""
+    recipe = load_recipe("imagenet").recipe
+    trial = trial_key(recipe.trial(0), 1)
+    protocol = recipe.evaluation("linear_probe")
+    assert protocol is not None
+    assert (trial, evaluation_key(trial, protocol, 1)) == GOLDEN_KEYS
+
+
+GOLDEN_KEYS = ("4f611eb534bbde3b490d", "83f3a202fb86476f7c2f")
+
+
+@given(st.integers(1, 4096), st.integers(1, 4096))
+def test_a_fraction_of_d_scales_with_the_backbone(numerator: int, dim: int) -> None:
+    found = absolute(f"{min(numerator, 2048)}/2048", dim)
+    assert 1 <= found <= dim
+    assert abs(found - min(numerator, 2048) / 2048 * dim) <= max(0.5, 1 - min(numerator, 2048) / 2048 * dim)
+
+
+@given(st.sampled_from(["low_rank", "subvector", "dropout"]), st.integers(1, 64), st.integers(1, 64))
+def test_a_canonical_head_is_its_own_canonical_form(kind: str, d0: int, dim: int) -> None:
+    head = _head({"kind": kind, "d0": d0})
+    if d0 > dim:
+        with pytest.raises(ValueError, match="takes at most"):
+            canonical_head(head, dim, 8)
+        return
+    once = canonical_head(head, dim, 8)
+    assert canonical_head(once, dim, 8) == once
+    assert (once.kind == "none") == (d0 == dim)
+
+
+def _head(fields: dict[str, Any]) -> Any:
+    from pydantic import TypeAdapter
+
+    from trainers.config import HeadConfig
+
+    return TypeAdapter(HeadConfig).validate_python(fields)
+
+
+def test_only_what_the_store_lacks_is_planned(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.prepare()
+    plan = make_plan(["table1"], seeds=(0,))
+    everything = jobs(plan, store)
+    assert len(everything) == 4
+    assert all(job.train and len(job.evaluations) == 3 for job in everything)
+
+    done = everything[0]
+    store.begin_trial(done.trial, {})
+    store.commit_trial(done.trial, {"recipe": "digits", "seconds": 7.0})
+    first, *rest = done.evaluations
+    store.commit_evaluation(first, {}, {}, {})
+    left = {job.trial: job for job in jobs(plan, store)}
+    assert not left[done.trial].train
+    assert list(left[done.trial].evaluations) == rest
+
+    cost = estimate(plan, list(left.values()), store, at_once=2)
+    assert cost is not None
+    assert cost.seconds == 14.0  # three trainings, two at once, 7 s each
+    for evaluation in rest:
+        store.commit_evaluation(evaluation, {}, {}, {})
+    assert done.trial not in {job.trial for job in jobs(plan, store)}
+
+
+def test_a_new_seed_adds_only_its_own_trials(tmp_path: Path) -> None:
+    two, three = (make_plan(["quickstart"], seeds=seeds) for seeds in ((0, 1), (0, 1, 2)))
+    assert set(two.trials) < set(three.trials)
+    assert {three.trials[new].seed for new in set(three.trials) - set(two.trials)} == {2}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "footprint", "fits"),
+    [
+        ([Node(2, 0)], Resources(), 2),
+        ([Node(2, 0)], Resources(workers=2), 1),
+        ([Node(3, 0), Node(3, 0)], Resources(cpus_per_worker=2), 2),
+        ([Node(3, 0), Node(3, 0)], Resources(workers=2, cpus_per_worker=2), 1),
+        ([Node(16, 8)] * 4, Resources(workers=32, gpus_per_worker=1), 1),
+        ([Node(16, 1)], Resources(gpus_per_worker=0.25), 4),
+    ],
+)
+def test_as_many_trials_as_truly_fit(nodes: list[Node], footprint: Resources, fits: int) -> None:
+    assert trials_at_once(nodes, footprint) == fits
+    assert trials_at_once(nodes, footprint, limit=1) == 1
+
+
+@pytest.mark.parametrize(
+    "footprint", [Resources(gpus_per_worker=1), Resources(cpus_per_worker=3), Resources(workers=5)]
+)
+def test_a_trial_that_can_never_fit_is_refused_with_its_footprint(footprint: Resources) -> None:
+    with pytest.raises(CapacityError, match=r"a trial needs \d x .*largest node has 2 CPU, 0 GPU"):
+        trials_at_once([Node(2, 0), Node(2, 0)], footprint)
+
+
+def test_a_trial_read_back_from_its_record_has_the_same_key() -> None:
+    config = load_recipe("digits").recipe.trial(3)
+    again = TrialConfig.model_validate_json(config.model_dump_json())
+    assert trial_key(again, 1) == trial_key(config, 1)

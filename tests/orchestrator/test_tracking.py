@@ -1,0 +1,602 @@
+import json
+import math
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from synthetic import EPOCHS, START, fill
+
+from orchestrator import tracking
+from orchestrator.mlflow_access import redacted
+from orchestrator.plan import make_plan
+from orchestrator.projection import field_paths, flatten, milliseconds
+from orchestrator.report.frames import cells_frame
+from orchestrator.report.render import files, make_report
+from orchestrator.report.statistics import mean_interval
+from orchestrator.spec import trial_key
+from orchestrator.store import Store
+from orchestrator.tracking import BackgroundTracker, TrackedRecords, Tracker, TrackingError, default_uri
+from trainers.config import TrialConfig
+
+HEADS = (
+    {"kind": "none"}, {"kind": "mlp"}, {"kind": "linear"}, {"kind": "diagonal"}, {"kind": "orthogonal"},
+    {"kind": "low_rank", "d0": 3}, {"kind": "subvector", "d0": 3}, {"kind": "dropout", "d0": 3}, {"kind": "grouped"},
+)  # fmt: skip
+
+
+SMALL = """
+name: small
+title: Two cells
+source: Table 1
+seeds: [0, 1]
+cells:
+  - {name: linear, label: linear projector, set: {head: {kind: linear}}}
+  - {name: none, label: no projector, set: {head: {kind: none}}}
+evaluations: [linear_probe, knn, spectrum]
+tables:
+  - name: main
+    title: Two rows
+    source: Table 1
+    columns: [Projector]
+    rows:
+      - {cell: linear, columns: [linear], paper: 61.1}
+      - {cell: none, columns: [none], paper: 51.5}
+"""
+
+AT_ONCE = """
+import sys, threading
+from orchestrator.store import Store
+from orchestrator.tracking import Tracker, default_uri
+store = Store(sys.argv[1])
+tracker = Tracker(default_uri(store), store)
+threads = [threading.Thread(target=tracker.prepare) for _ in range(2)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+"""
+
+
+@pytest.fixture(scope="session")
+def set_up(tmp_path_factory):
+    """MLflow takes seconds to set up a database: done once, by two writers at the same time."""
+    root = tmp_path_factory.mktemp("mlflow")
+    environment = {**os.environ, "PYTHONPATH": str(Path(tracking.__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", AT_ONCE, str(root)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    return root / "mlflow.db", done
+
+
+def new_store(root, set_up):
+    store = Store(root)
+    store.prepare()
+    shutil.copy(set_up[0], store.root / "mlflow.db")
+    return store
+
+
+@pytest.fixture
+def store(tmp_path, set_up):
+    return new_store(tmp_path / "store", set_up)
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return make_plan(["quickstart"])
+
+
+@pytest.fixture(scope="module")
+def synced(plan, set_up, tmp_path_factory):
+    """The quickstart study, synced; for tests that only look."""
+    store = new_store(tmp_path_factory.mktemp("synced"), set_up)
+    fill(plan, store, top1=lambda config: 60 + config.seed)
+    assert sync(plan, store) == tracking.SyncResult(created=15)
+    return store
+
+
+@pytest.fixture(scope="module")
+def small_study(tmp_path_factory):
+    path = tmp_path_factory.mktemp("studies") / "small.yaml"
+    path.write_text(SMALL)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def small(small_study):
+    return make_plan([small_study])
+
+
+def sync(plan, store):
+    return Tracker(default_uri(store), store).sync(plan, plan.studies[0])
+
+
+def query(store, sql):
+    with closing(sqlite3.connect(store.root / "mlflow.db")) as database:
+        return database.execute(sql).fetchall()
+
+
+def rows(store):
+    tables = ("experiments", "runs", "metrics", "latest_metrics", "params", "tags")
+    return {table: query(store, f"select count(*) from {table}")[0][0] for table in tables}
+
+
+def content(store):
+    """Everything that a sync writes, without MLflow's random run ids."""
+    name = "(select name from runs r where r.run_uuid = t.run_uuid)"
+    return {
+        "runs": sorted(query(store, "select name, status, start_time, end_time from runs")),
+        "metrics": sorted(query(store, f"select {name}, key, value, step, timestamp, is_nan from metrics t")),
+        "params": sorted(query(store, f"select {name}, key, value from params t")),
+        "tags": sorted(
+            query(
+                store,
+                f"select {name}, key, value from tags t where key not in ('mlflow.parentRunId', 'mlflow.user')",
+            )
+        ),
+    }
+
+
+def runs(plan, store):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(default_uri(store))
+    experiment = client.get_experiment_by_name(plan.studies[0].study.name)
+    found = client.search_runs([experiment.experiment_id])
+    top = next(run for run in found if run.data.tags["kind"] == "study")
+    return top, {run.data.tags["trial_key"]: run for run in found if run.data.tags["kind"] == "trial"}
+
+
+# --- one parent, one child per trial ------------------------------------------------------------
+
+
+def test_a_study_becomes_one_parent_and_a_child_per_trial(plan, synced):
+    top, children = runs(plan, synced)
+    assert set(children) == set(plan.trials)
+    assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {top.info.run_id}
+    assert {run.info.status for run in (top, *children.values())} == {"FINISHED"}
+    assert (top.info.run_name, top.data.tags["study"]) == ("quickstart@digits", "quickstart@digits")
+    assert top.info.start_time == milliseconds(START.isoformat())
+
+
+def test_syncing_again_writes_nothing(plan, synced):
+    before, dump = rows(synced), content(synced)
+    assert sync(plan, synced) == tracking.SyncResult(unchanged=15)
+    fresh = make_plan(["quickstart"])
+    assert sync(fresh, Store(synced.root)) == tracking.SyncResult(unchanged=15)
+    assert rows(synced) == before
+    assert content(synced) == dump
+
+
+def test_every_child_has_the_same_parameters_and_metrics(plan, synced):
+    _, children = runs(plan, synced)
+    assert len({frozenset(run.data.params) for run in children.values()}) == 1
+    assert len({frozenset(run.data.metrics) for run in children.values()}) == 1
+    some = next(iter(children.values()))
+    assert {
+        "pretrain/loss", "pretrain/lr", "pretrain/online_top1", "pretrain/images_per_second",
+        "eval/linear_probe/top1", "eval/knn/top1", "eval/representation/rankme", "eval/embedding/rankme",
+    } <= set(some.data.metrics)  # fmt: skip
+    for key, run in children.items():
+        config = plan.trials[key]
+        assert run.data.params["seed"] == str(config.seed)
+        assert run.data.params["head.kind"] == config.head.kind
+        assert run.data.params["optimizer.lr"] == "4.8"
+        assert "data.root" not in run.data.params
+        assert run.data.params["head.d0"] == (str(config.head.d0) if hasattr(config.head, "d0") else "none")
+
+
+def test_parameters_have_the_same_keys_for_every_head_backbone_and_optimizer(small):
+    raw = next(iter(small.trials.values())).model_dump(mode="json")
+    made = [TrialConfig.model_validate_json(json.dumps(raw | {"head": head})) for head in HEADS]
+    for other in (
+        {"backbone": {"kind": "resnet50"}},
+        {"optimizer": {"kind": "adamw", "lr": 0.1}},
+        {"optimizer": {"kind": "sgd", "lr": 0.1}},
+    ):
+        made.append(TrialConfig.model_validate_json(json.dumps(raw | other)))
+    flat = [flatten(config) for config in made]
+    assert len({frozenset(one) for one in flat}) == 1
+    # what tells two trials apart is among the parameters
+    assert len({trial_key(config, 1) for config in made}) == len({tuple(one.items()) for one in flat}) == 12
+    paths = field_paths(TrialConfig)
+    assert len(paths) == len(set(paths))
+    assert {"augment.view1.blur", "head.groups", "optimizer.betas", "backbone.blocks"} <= set(paths)
+
+
+def test_what_may_differ_at_a_relaunch_is_a_tag(plan, synced):
+    _, children = runs(plan, synced)
+    tags = next(iter(children.values())).data.tags
+    assert (tags["executor"], tags["workers"], tags["device"], tags["data.root"]) == (
+        "inline",
+        "1",
+        "cpu",
+        "none",
+    )
+    assert tags["dataset.name"] == "digits"
+
+
+def test_a_training_shared_by_cells_names_them_all(plan, synced):
+    _, children = runs(plan, synced)
+    key = next(cell.trial for cell in plan.cells() if cell.cell == "directclr")
+    assert children[key].data.tags["cells"] == "table1/directclr, table2/low_rank_diagonal"
+
+
+# --- points -------------------------------------------------------------------------------------
+
+
+def test_curves_have_a_point_per_epoch_at_times_of_the_record(plan, synced):
+    points = query(synced, "select run_uuid, timestamp, step, value from metrics where key = 'pretrain/loss'")
+    assert len(points) == 14 * EPOCHS
+    _, children = runs(plan, synced)
+    for position, key in enumerate(plan.trials):
+        mine = sorted(point[1:] for point in points if point[0] == children[key].info.run_id)
+        assert [step for _, step, _ in mine] == list(range(EPOCHS))
+        start = START + timedelta(seconds=20 * position)
+        expected = [start + timedelta(seconds=2.5 * (epoch + 1)) for epoch in range(EPOCHS)]
+        assert [when for when, _, _ in mine] == [milliseconds(moment.isoformat()) for moment in expected]
+
+
+def test_no_point_has_the_clocks_time(synced):
+    low, high = query(synced, "select min(timestamp), max(timestamp) from metrics")[0]
+    assert low >= milliseconds(START.isoformat())
+    assert high == milliseconds((START + timedelta(seconds=20 * 13 + 13.7)).isoformat())
+
+
+def test_a_long_history_goes_in_batches(small, store):
+    fill(small, store)
+    key = next(iter(small.trials))
+    path = store.trial_directory(key) / "history.jsonl"
+    path.write_text("".join(json.dumps({"loss": 1 / (1 + n), "epoch": n}) + "\n" for n in range(2500)))
+    sync(small, store)
+    _, children = runs(small, store)
+    assert children[key].data.metrics["pretrain/loss"] == 1 / 2500
+    count = "select count(*) from metrics where key = 'pretrain/loss' and run_uuid = "
+    assert query(store, f"{count} '{children[key].info.run_id}'") == [(2500,)]
+
+
+def test_the_parent_holds_each_cells_mean_interval_and_n(plan, synced):
+    top, _ = runs(plan, synced)
+    name = "cells/table2/orthogonal/linear_probe/top1"
+    half = math.tan(math.pi * 0.475) / 2
+    assert top.data.metrics[f"{name}/mean"] == 60.5
+    assert top.data.metrics[f"{name}/ci_low"] == pytest.approx(60.5 - half, rel=1e-12)
+    assert top.data.metrics[f"{name}/ci_high"] == pytest.approx(60.5 + half, rel=1e-12)
+    assert top.data.metrics[f"{name}/n"] == 2
+    assert len(top.data.metrics) == 10 * 9 * 4
+    assert top.data.tags["mlflow.note.content"].startswith("**Linear-probe accuracy.")
+
+
+def test_more_seeds_replace_the_means_and_fewer_bring_them_back(small_study, store):
+    one, two = make_plan([small_study], seeds=(0,)), make_plan([small_study], seeds=(0, 1))
+    name = "cells/small/linear/linear_probe/top1"
+    fill(two, store, top1=lambda config: 60 + config.seed)
+    sync(one, store)
+    top, children = runs(one, store)
+    assert (top.data.metrics[f"{name}/mean"], len(children)) == (60, 2)
+    assert f"{name}/ci_low" not in top.data.metrics
+    sync(two, store)
+    top, children = runs(two, store)
+    assert (top.data.metrics[f"{name}/mean"], top.data.metrics[f"{name}/n"], len(children)) == (60.5, 2, 4)
+    sync(one, store)
+    top, _ = runs(one, store)
+    assert (top.data.metrics[f"{name}/mean"], top.data.metrics[f"{name}/n"]) == (60, 1)
+    assert math.isnan(top.data.metrics[f"{name}/ci_low"])
+    before = rows(store)
+    assert sync(one, store) == tracking.SyncResult(unchanged=3)
+    assert rows(store) == before
+
+
+def test_evaluations_made_later_arrive_with_the_next_sync(small, store):
+    fill(small, store, without=["knn", "spectrum"])
+    sync(small, store)
+    top, children = runs(small, store)
+    assert top.info.status == "RUNNING"
+    assert all("eval/knn/top1" not in run.data.metrics for run in children.values())
+    history = query(store, "select count(*) from metrics where key like 'pretrain/%'")
+    fill(small, store)
+    assert sync(small, store) == tracking.SyncResult(updated=5)
+    top, children = runs(small, store)
+    assert top.info.status == "FINISHED"
+    assert all("eval/knn/top1" in run.data.metrics for run in children.values())
+    assert query(store, "select count(*) from metrics where key like 'pretrain/%'") == history
+    one_point_each = (
+        "select count(*) from metrics where key like 'eval/%' group by run_uuid, key having count(*) > 1"
+    )
+    assert query(store, one_point_each) == []
+
+
+def test_a_new_protocols_value_is_the_one_shown_and_so_is_the_old_one_once_it_returns(small, store):
+    fill(small, store)
+    sync(small, store)
+    trial = next(iter(small.trials))
+    key = next(
+        key for key, (of, protocol) in small.evaluations.items() if (of, protocol.kind) == (trial, "knn")
+    )
+    path = store.evaluation_directory(key) / "record.json"
+    old = path.read_text()
+    for value, stamp in (
+        (11.0, "2026-11-23T00:00:00+00:00"),
+        (22.0, "2026-11-22T00:00:00+00:00"),
+        (None, None),
+    ):
+        changed = json.loads(old)
+        if value is not None:
+            changed["metrics"]["top1"], changed["finished"] = value, stamp
+        path.write_text(json.dumps(changed))
+        sync(small, store)
+        _, children = runs(small, store)
+        assert children[trial].data.metrics["eval/knn/top1"] == changed["metrics"]["top1"]
+        expected = cells_frame(small.studies[0], store)
+        assert cells_frame(small.studies[0], TrackedRecords(default_uri(store), small.studies[0])).equals(
+            expected
+        )
+
+
+def test_two_protocols_of_one_kind_for_one_training_keep_apart(tmp_path, store):
+    study = tmp_path / "twice.yaml"
+    study.write_text(
+        "name: twice\ntitle: t\nsource: s\nevaluations: [knn, spectrum]\ncells:\n"
+        "  - {name: few, label: few, set: {evaluations: {knn: {kind: knn, k: 5}}}}\n"
+        "  - {name: many, label: many, set: {evaluations: {knn: {kind: knn, k: 50}}}}\n"
+    )
+    plan = make_plan([str(study)])
+    assert len(plan.trials) == 1
+    fill(plan, store, top1=lambda config: 50)
+    few, many = (cell.evaluations["knn"] for cell in plan.cells())
+    record = json.loads((store.evaluation_directory(many) / "record.json").read_text())
+    record["metrics"]["top1"] = 77.0
+    (store.evaluation_directory(many) / "record.json").write_text(json.dumps(record))
+    sync(plan, store)
+    _, children = runs(plan, store)
+    metrics = next(iter(children.values())).data.metrics
+    assert metrics["eval/knn/top1"] == store.evaluation_record(few)["metrics"]["top1"] == 49
+    assert metrics[f"eval/knn.{many[:8]}/top1"] == 77
+    read = TrackedRecords(default_uri(store), plan.studies[0])
+    assert cells_frame(plan.studies[0], read).equals(cells_frame(plan.studies[0], store))
+
+
+# --- failures -----------------------------------------------------------------------------------
+
+
+def test_a_failed_trial_is_a_failed_child_until_it_succeeds(small, store):
+    broken = next(iter(small.trials))
+    fill(small, store, fail=[broken])
+    sync(small, store)
+    top, children = runs(small, store)
+    assert top.info.status == "FAILED"
+    assert children[broken].info.status == "FAILED"
+    assert children[broken].data.tags["error"].startswith("NonFiniteLossError: loss is not finite at step 17")
+    assert frozenset(children[broken].data.params) == frozenset(children[list(small.trials)[1]].data.params)
+    fill(small, store)
+    sync(small, store)
+    top, mended = runs(small, store)
+    assert mended[broken].info.run_id == children[broken].info.run_id
+    assert (top.info.status, mended[broken].info.status) == ("FINISHED", "FINISHED")
+    assert {"error", "failure"}.isdisjoint(mended[broken].data.tags)
+    assert "eval/linear_probe/top1" in mended[broken].data.metrics
+    assert len(mended) == 4
+
+
+def test_a_failure_without_a_time_is_tracked_too(small, store):
+    key = next(iter(small.trials))
+    store.fail_trial(
+        key, {"error": "its process was lost", "type": "ProcessLost", "traceback": "", "when": ""}
+    )
+    assert sync(small, store) == tracking.SyncResult(created=2)
+    _, children = runs(small, store)
+    assert (children[key].info.status, children[key].data.tags["error"]) == ("FAILED", "its process was lost")
+    assert sync(small, store) == tracking.SyncResult(unchanged=2)
+
+
+def test_a_sync_that_was_cut_off_is_completed_by_the_next(small, store, tmp_path, set_up, monkeypatch):
+    from mlflow import MlflowClient
+
+    fill(small, store)
+    whole = new_store(tmp_path / "whole", set_up)
+    fill(small, whole)
+    sync(small, whole)
+
+    write, calls = MlflowClient.log_batch, []
+
+    def cut_off(self, *args, **kwargs):
+        calls.append(args)
+        if len(calls) in (2, 6, 9):
+            raise OSError("the power went out")
+        return write(self, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", cut_off)
+    for _ in range(3):
+        with pytest.raises(TrackingError, match="the power went out"):
+            sync(small, store)
+    sync(small, store)
+    assert content(store) == content(whole)
+
+
+# --- artifacts ----------------------------------------------------------------------------------
+
+
+def test_the_parent_keeps_the_tables_and_writes_them_only_when_they_change(small, store):
+    fill(small, store, skip=[next(iter(small.trials))])
+    sync(small, store)
+    top, _ = runs(small, store)
+    folder = store.root / "mlartifacts" / "small" / top.info.run_id / "artifacts"
+
+    def kept():
+        return {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+
+    assert set(kept()) == {"cells.csv", "tables/main.csv", "tables/main.md", "tables/main.tex"}
+    written = {name: path.stat().st_mtime_ns for name, path in kept().items()}
+    sync(small, store)
+    assert {name: path.stat().st_mtime_ns for name, path in kept().items()} == written
+    fill(small, store)
+    sync(small, store)
+    expected = files(make_report(small, small.studies[0], store))
+    assert all(path.read_text() == expected[name] for name, path in kept().items())
+
+
+# --- reading back -------------------------------------------------------------------------------
+
+
+def test_a_report_from_mlflow_is_the_stores_byte_for_byte(plan, store):
+    study, keys = plan.studies[0], list(plan.trials)
+    fill(plan, store, fail=[keys[1]], skip=[keys[4]], top1=lambda config: 60 + math.pi * config.seed)
+    sync(plan, store)
+    read = TrackedRecords(default_uri(store), study)
+    assert cells_frame(study, read).equals(cells_frame(study, store))
+    assert files(make_report(plan, study, read)) == files(make_report(plan, study, store))
+
+
+def test_numbers_that_are_not_finite_survive(small, store):
+    fill(small, store, top1=lambda config: math.nan if config.seed else math.inf)
+    sync(small, store)
+    study = small.studies[0]
+    read = cells_frame(study, TrackedRecords(default_uri(store), study))
+    assert read.equals(cells_frame(study, store))
+    assert sync(small, store).unchanged == 5
+
+
+def test_a_study_that_mlflow_does_not_know_is_said_to_be_unknown(small, store):
+    with pytest.raises(TrackingError, match=r"has no runs of small@digits; `ablate run` makes them"):
+        TrackedRecords(default_uri(store), small.studies[0])
+
+
+# --- MLflow away or odd -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def deaf_server(monkeypatch):
+    """A server that takes connections and never answers."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(8)
+        yield f"http://me:secret@127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://me:secret@127.0.0.1:9/path?token=secret",
+        "sqlite:////proc/secret@no/mlflow.db?secret",
+        "nosuch://me:secret@host/db",
+        "file:///tmp/mlruns",
+        "mlruns",
+    ],
+)
+def test_an_unusable_mlflow_is_one_line_without_credentials_and_soon(small, store, uri):
+    fill(small, store)
+    started = time.monotonic()
+    with pytest.raises(TrackingError) as caught:
+        Tracker(uri, store).sync(small, small.studies[0])
+    message = str(caught.value)
+    assert time.monotonic() - started < 15
+    assert "\n" not in message
+    assert len(message) < 500
+    assert ":secret" not in message
+    assert "?secret" not in message
+    assert "token" not in message
+
+
+def test_a_server_that_never_answers_is_given_up(small, store, deaf_server):
+    fill(small, store)
+    started = time.monotonic()
+    with pytest.raises(
+        TrackingError, match=r"^MLflow at http://\*\*\*@127.*: cannot be reached; the records are safe"
+    ):
+        Tracker(deaf_server, store).sync(small, small.studies[0])
+    assert time.monotonic() - started < 10
+
+
+def test_limits_on_waiting_are_set_unless_the_user_has_set_them(store, monkeypatch):
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    Tracker(default_uri(store), store).prepare()
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "10"
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "5"
+    assert "MLFLOW_RUN_ID" not in os.environ
+
+
+def test_a_uri_in_a_message_has_no_user_password_or_query():
+    assert redacted("postgresql://u:p@host:5432/db?sslkey=x") == "postgresql://***@host:5432/db"
+    assert redacted("sqlite:////a/b c/mlflow.db") == "sqlite:////a/b c/mlflow.db"
+
+
+def test_a_deleted_experiment_is_brought_back(small, store):
+    from mlflow import MlflowClient
+
+    fill(small, store)
+    sync(small, store)
+    client = MlflowClient(default_uri(store))
+    client.delete_experiment(client.get_experiment_by_name("small").experiment_id)
+    sync(small, store)
+    assert client.get_experiment_by_name("small").lifecycle_stage == "active"
+    assert len(runs(small, store)[1]) == 4
+
+
+def test_a_new_database_is_set_up_by_two_writers_at_once_without_a_word(set_up):
+    _, done = set_up
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+# --- beside a run -------------------------------------------------------------------------------
+
+
+def test_the_background_tracker_syncs_when_told_and_when_closed(small, store):
+    tracker = BackgroundTracker(Tracker(default_uri(store), store), small)
+    fill(small, store, skip=list(small.trials)[2:])
+    tracker.notify()
+    deadline = time.monotonic() + 20
+    while not query(store, "select * from runs where name like '%seed 1' and status = 'FINISHED'"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    fill(small, store)
+    assert tracker.close() is None
+    assert len(runs(small, store)[1]) == 4
+    assert sync(small, store).unchanged == 5
+
+
+def test_errors_of_the_background_tracker_come_out_at_its_close_only(small, store):
+    fill(small, store)
+    tracker = BackgroundTracker(Tracker("http://127.0.0.1:9", store), small)
+    tracker.notify()
+    assert isinstance(tracker.close(), TrackingError)
+
+
+def test_even_a_bug_in_tracking_stops_no_training(small, store, monkeypatch):
+    monkeypatch.setattr(tracking, "make_report", lambda *args: 1 / 0)
+    error = BackgroundTracker(Tracker(default_uri(store), store), small).close()
+    assert str(error) == "tracking failed: ZeroDivisionError: division by zero"
+
+
+def test_closing_waits_no_longer_than_asked(small, store, deaf_server, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    fill(small, store)
+    tracker = BackgroundTracker(Tracker(deaf_server, store), small)
+    started = time.monotonic()
+    error = tracker.close(timeout=0.5)
+    assert time.monotonic() - started < 3
+    assert "no answer in 0.5 s" in str(error)
+    assert "secret" not in str(error)
+
+
+def test_the_same_interval_stands_in_mlflow_and_in_the_report(plan, synced):
+    top, _ = runs(plan, synced)
+    frame = cells_frame(plan.studies[0], synced)
+    for (study, cell, metric), group in frame.groupby(["study", "cell", "metric"]):
+        found = tuple(
+            top.data.metrics[f"cells/{study}/{cell}/{metric}/{name}"]
+            for name in ("mean", "ci_low", "ci_high", "n")
+        )
+        assert found == mean_interval(group["value"].tolist())
