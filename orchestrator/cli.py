@@ -284,11 +284,11 @@ def _check_data(plan: Plan) -> None:
     """Refuse a data root that isn't there, or a batch larger than the data, before anything starts."""
     from trainers.data.datasets import DataError, check_data
 
-    for data in {config.data for config in plan.trials.values()}:
+    for data, batch_size in {(config.data, config.batch_size) for config in plan.trials.values()}:
         try:
-            check_data(data)
+            check_data(data, batch_size)
         except DataError as error:
-            raise SpecError(f"recipe {plan.recipe.name}: data: {error}") from None
+            raise SpecError(f"recipe {plan.recipe.name}: {error}") from None
 
 
 def _show_plan(plan: Plan, missing: list[Job]) -> None:

@@ -17,7 +17,7 @@ RECIPES = STUDIES / "recipes"
 
 @dataclass(frozen=True)
 class RecipeSource:
-    """A recipe as written plus `--set` overrides, to which cells add theirs."""
+    """A recipe with its defaults and `--set` overrides, as plain data, to which cells add theirs."""
 
     name: str
     raw: dict[str, Any]
@@ -54,8 +54,8 @@ def load_study(name_or_path: str, beside: Path | None = None) -> tuple[Study, Pa
 def load_recipe(name_or_path: str, sets: tuple[str, ...] = ()) -> RecipeSource:
     """A recipe by name or path, under `--set path=value` overrides (value is YAML)."""
     path = _locate(name_or_path, RECIPES, "recipe")
-    raw = yaml_files.load_mapping(path)
-    recipe = validate(Recipe, raw, str(path))
+    recipe = validate(Recipe, yaml_files.load_mapping(path), str(path))
+    raw = recipe.model_dump(mode="json")  # with the defaults, so that an override may name just one field
     overrides: dict[str, Any] = {}
     for assignment in sets:
         field, separator, value = assignment.partition("=")

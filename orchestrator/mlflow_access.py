@@ -1,17 +1,21 @@
-"""Reaching MLflow: a client that gives up soon, errors as one line, the runs of a study in one query."""
+"""Reaching and reading MLflow: a client that gives up soon, errors as one line, records from runs."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import AblateError
+from orchestrator.plan import StudyPlan
 from orchestrator.report.escape import one_line
+from orchestrator.store import Record
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,6 +43,7 @@ def connect(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
 
     # after the import, which sets levels of its own
@@ -70,6 +75,56 @@ def find_runs(client: MlflowClient, experiment: str, study: str) -> dict[str, Ru
         token = page.token
         if not token:
             return runs
+
+
+class TrackedRecords:
+    """What MLflow holds of a study's records: `orchestrator.report.frames.Records` without a store."""
+
+    def __init__(self, uri: str, study: StudyPlan) -> None:
+        """Read all runs of a study at once.
+
+        Raises:
+            TrackingError: MLflow can't be reached, or has no runs of this study.
+        """
+        with translated_errors(uri):
+            client = connect(uri)
+            experiment = client.get_experiment_by_name(study.study.name)
+            runs = find_runs(client, experiment.experiment_id, study.name) if experiment else {}
+        if not runs:
+            raise TrackingError(
+                f"MLflow at {redacted(uri)}: has no runs of {study.name}; `ablate run` makes them"
+            )
+        self._trials = {key: run.data for key, run in runs.items() if key}
+        self._evaluations: dict[str, Record] = {}
+        for data in self._trials.values():
+            for name, value in data.tags.items():
+                if name.startswith("evaluation."):
+                    facts = json.loads(value)
+                    facts["metrics"] = {name: _value(data, key) for name, key in facts["metrics"].items()}
+                    self._evaluations[facts["key"]] = facts
+
+    def trial_record(self, key: str) -> Record | None:
+        data = self._trials.get(key)
+        if data is None or "record" not in data.tags:
+            return None
+        trained = {
+            name.removeprefix("pretrain/"): value
+            for name, value in data.metrics.items()
+            if name.startswith("pretrain/")
+        }
+        return {**json.loads(data.tags["record"]), "metrics": trained}
+
+    def trial_failure(self, key: str) -> Record | None:
+        data = self._trials.get(key)
+        return json.loads(data.tags["failure"]) if data and "failure" in data.tags else None
+
+    def evaluation_record(self, key: str) -> Record | None:
+        return self._evaluations.get(key)
+
+
+def _value(data: Any, key: str) -> float:
+    value = float(data.metrics[key])
+    return math.copysign(math.inf, value) if abs(value) >= 1.797e308 else value
 
 
 @contextlib.contextmanager

@@ -59,10 +59,6 @@ class RunContent:
     artifacts: dict[str, str] = field(default_factory=dict)
 
     @property
-    def artifacts_hash(self) -> str:
-        return _hash(self.artifacts)
-
-    @property
     def hash(self) -> str:
         content = [self.name, self.status, self.start, self.end, self.params, self.tags, self.metrics]
         return _hash([VERSION, *content, self.artifacts])

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from orchestrator.cluster import Node, trials_at_once
@@ -118,7 +119,8 @@ def _driver_resources(assignment: _Assignment) -> dict[str, float]:
     """What the Tune trial itself holds. Train's workers have a placement group of their own."""
     footprint = assignment.job.resources
     if assignment.executor == "train":
-        return {"CPU": 0.01}  # 0 is refused; a whole CPU would starve the workers
+        # Nothing at all is refused, and any share of a CPU would keep the last workers from fitting.
+        return {"memory": 1.0}
     return {"CPU": footprint.cpus_per_worker, "GPU": footprint.gpus_per_worker}
 
 
@@ -189,7 +191,11 @@ def _work_in_train(job: Job, recipe: str, store: Store) -> None:
         finally:
             shutil.rmtree(inner / job.trial, ignore_errors=True)
     if job.evaluations:
-        options = {"num_cpus": footprint.cpus_per_worker, "num_gpus": footprint.gpus_per_worker}
+        options: dict[str, Any] = {
+            "num_cpus": footprint.cpus_per_worker,
+            "num_gpus": footprint.gpus_per_worker,
+        }
+        options["scheduling_strategy"] = "DEFAULT"  # not inside the trial's own, all but empty, bundle
         ray.get(ray.remote(**options)(_evaluate_worker).remote(job, str(store.root)))
 
 
@@ -228,10 +234,12 @@ def _evaluate_worker(job: Job, store: str) -> None:
 def _cause(error: BaseException) -> BaseException:
     """The error of the work itself, out of the wrappers of Ray Train and Ray tasks."""
     from ray.exceptions import RayTaskError
-    from ray.train import WorkerGroupError
+    from ray.train import ControllerError, WorkerGroupError
 
     if isinstance(error, WorkerGroupError) and error.worker_failures:
         return _cause(next(iter(error.worker_failures.values())))
+    if isinstance(error, ControllerError):
+        return _cause(error.controller_failure)
     if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
         return error.cause
     return error
@@ -263,7 +271,10 @@ def _follow(progress: Progress, finished: Callable[[str, str | None], None], sto
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             # the process itself was lost (killed, out of memory), too often to try again
             name, error = _trial_name(trial), "its process was lost; out of memory is the usual reason"
-            self.store.fail_trial(name, {"error": error, "type": "ProcessLost", "traceback": "", "when": ""})
+            when = datetime.now(UTC).isoformat(timespec="microseconds")
+            self.store.fail_trial(
+                name, {"error": error, "type": "ProcessLost", "traceback": "", "when": when}
+            )
             self.finished(name, error)
 
     return Follow(progress, finished, store)

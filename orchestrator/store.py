@@ -60,8 +60,8 @@ class Store:
         return _read(self.trial_directory(key) / "record.json")
 
     def trial_failure(self, key: str) -> Record | None:
-        """Why the last attempt at an unfinished trial failed."""
-        return None if self.trial_record(key) else _read(self.trial_directory(key) / "failure.json")
+        """Why the last attempt failed, at its training or, where there is a record, at an evaluation."""
+        return _read(self.trial_directory(key) / "failure.json")
 
     def history(self, key: str) -> list[dict[str, float]]:
         """One entry per finished epoch, of a running trial too."""
@@ -81,7 +81,10 @@ class Store:
         directory = self.trial_directory(key)
         _write(directory / "record.json", record)
         (directory / "checkpoints" / STATE).unlink(missing_ok=True)
-        (directory / "failure.json").unlink(missing_ok=True)
+        self.clear_failure(key)
+
+    def clear_failure(self, key: str) -> None:
+        (self.trial_directory(key) / "failure.json").unlink(missing_ok=True)
 
     def fail_trial(self, key: str, failure: Record) -> None:
         directory = self.trial_directory(key)
@@ -102,7 +105,7 @@ class Store:
             if config is None:
                 continue
             record, failure, history = self.trial_record(key), self.trial_failure(key), self.history(key)
-            state = "finished" if record else "failed" if failure else "unfinished"
+            state = "failed" if failure else "finished" if record else "unfinished"
             yield {
                 "trial": key,
                 "recipe": record["recipe"] if record else "",

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import math
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.mlflow_access import (
+    TrackedRecords,
     TrackingError,
     connect,
     find_runs,
@@ -30,7 +30,7 @@ from orchestrator.projection import Point, RunContent, children, history_points,
 from orchestrator.report.escape import one_line
 from orchestrator.report.frames import Snapshot
 from orchestrator.report.render import make_report
-from orchestrator.store import Record, Store
+from orchestrator.store import Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,6 +40,9 @@ __all__ = ["BackgroundTracker", "SyncResult", "TrackedRecords", "Tracker", "Trac
 
 _BATCH = 1000
 """What MLflow takes in one call."""
+
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Has MLflow's pages show trainings, not language-model traces."""
 
 _IDENTITY = ("kind", "study", "trial_key")
 """Tags that a run is born with, so that an interrupted sync finds it again."""
@@ -61,7 +64,8 @@ class SyncResult:
 
 def default_uri(store: Store) -> str:
     """The database inside a store."""
-    return f"sqlite:///{store.root / 'mlflow.db'}"
+    path = str(store.root / "mlflow.db").replace("%", "%25").replace("?", "%3F")
+    return f"sqlite:///{path}"
 
 
 class Tracker:
@@ -77,7 +81,7 @@ class Tracker:
         Raises:
             TrackingError: MLflow can't be reached.
         """
-        with translated_errors(self.uri), _one_writer(self.store):
+        with _one_writer(self.store), translated_errors(self.uri):
             connect(self.uri)
 
     def sync(self, plan: Plan, study: StudyPlan) -> SyncResult:
@@ -86,24 +90,28 @@ class Tracker:
         Raises:
             TrackingError: MLflow can't be reached, or refuses.
         """
-        records = Snapshot(self.store)
-        top = parent(make_report(plan, study, records))
-        below = children(plan, study, records)
-        with translated_errors(self.uri), _one_writer(self.store):
-            client = connect(self.uri)
-            experiment = self._experiment(client, study.study.name)
-            runs = find_runs(client, experiment, study.name)
-            parent_id, result = self._write(client, experiment, runs, top, links={})
-            for content in below:
-                _, done = self._write(client, experiment, runs, content, {"mlflow.parentRunId": parent_id})
-                result += done
+        with _one_writer(self.store):
+            # read under the lock, so that no older state is written over a newer one
+            records = Snapshot(self.store)
+            top = parent(make_report(plan, study, records))
+            below = children(plan, study, records)
+            with translated_errors(self.uri):
+                client = connect(self.uri)
+                experiment = self._experiment(client, study.study.name)
+                runs = find_runs(client, experiment, study.name)
+                parent_id, result = self._write(client, experiment, runs, top, links={})
+                for content in below:
+                    _, done = self._write(
+                        client, experiment, runs, content, {"mlflow.parentRunId": parent_id}
+                    )
+                    result += done
         return result
 
     def _experiment(self, client: MlflowClient, name: str) -> str:
         found = client.get_experiment_by_name(name)
         if found is None:
             place = None if is_remote(self.uri) else (self.store.root / "mlartifacts" / name).as_uri()
-            return str(client.create_experiment(name, artifact_location=place))
+            return str(client.create_experiment(name, artifact_location=place, tags=_EXPERIMENT_TAGS))
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
@@ -149,9 +157,8 @@ class Tracker:
         client.log_batch(run_id, params=params, tags=[RunTag(name, value) for name, value in tags.items()])
         for name in _stale_tags(old.tags, tags):
             client.delete_tag(run_id, name)
-        if content.artifacts and old.tags.get("artifacts") != content.artifacts_hash:
+        if content.artifacts:
             _upload(client, run_id, content.artifacts)
-            client.set_tag(run_id, "artifacts", content.artifacts_hash)
         if content.status == "RUNNING":
             client.update_run(run_id, status=content.status)
         else:
@@ -203,63 +210,14 @@ def _upload(client: MlflowClient, run_id: str, contents: dict[str, str]) -> None
 @contextlib.contextmanager
 def _one_writer(store: Store) -> Iterator[None]:
     """Two commands on one store take turns: MLflow's first set-up of a database fails when done twice at once."""
-    store.root.mkdir(parents=True, exist_ok=True)
-    with (store.root / "mlflow.lock").open("w") as lock:
+    try:
+        store.root.mkdir(parents=True, exist_ok=True)
+        lock = (store.root / "mlflow.lock").open("w")
+    except OSError as error:
+        raise TrackingError(f"--store {store.root}: cannot be written: {error.strerror}") from None
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-# --- reading back -------------------------------------------------------------------------------
-
-
-class TrackedRecords:
-    """What MLflow holds of a study's records: `orchestrator.report.frames.Records` without a store."""
-
-    def __init__(self, uri: str, study: StudyPlan) -> None:
-        """Read all runs of a study at once.
-
-        Raises:
-            TrackingError: MLflow can't be reached, or has no runs of this study.
-        """
-        with translated_errors(uri):
-            client = connect(uri)
-            experiment = client.get_experiment_by_name(study.study.name)
-            runs = find_runs(client, experiment.experiment_id, study.name) if experiment else {}
-        if not runs:
-            raise TrackingError(
-                f"MLflow at {redacted(uri)}: has no runs of {study.name}; `ablate run` makes them"
-            )
-        self._trials = {key: run.data for key, run in runs.items() if key}
-        self._evaluations: dict[str, Record] = {}
-        for data in self._trials.values():
-            for name, value in data.tags.items():
-                if name.startswith("evaluation."):
-                    facts = json.loads(value)
-                    facts["metrics"] = {name: _value(data, key) for name, key in facts["metrics"].items()}
-                    self._evaluations[facts["key"]] = facts
-
-    def trial_record(self, key: str) -> Record | None:
-        data = self._trials.get(key)
-        if data is None or "record" not in data.tags:
-            return None
-        trained = {
-            name.removeprefix("pretrain/"): value
-            for name, value in data.metrics.items()
-            if name.startswith("pretrain/")
-        }
-        return {**json.loads(data.tags["record"]), "metrics": trained}
-
-    def trial_failure(self, key: str) -> Record | None:
-        data = self._trials.get(key)
-        return json.loads(data.tags["failure"]) if data and "failure" in data.tags else None
-
-    def evaluation_record(self, key: str) -> Record | None:
-        return self._evaluations.get(key)
-
-
-def _value(data: Any, key: str) -> float:
-    value = float(data.metrics[key])
-    return math.copysign(math.inf, value) if abs(value) >= 1.797e308 else value
 
 
 # --- beside a run -------------------------------------------------------------------------------

@@ -105,6 +105,7 @@ def evaluate_trial(job: Job, store: Store, executor: str, device: torch.device) 
             "environment": environment(executor, job, device),
         }
         store.commit_evaluation(key, config, record, result.arrays)
+    store.clear_failure(job.trial)
 
 
 def failure(error: BaseException) -> dict[str, Any]:

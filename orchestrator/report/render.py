@@ -35,6 +35,8 @@ METRIC_LABELS = {
     "knn/top5": "kNN top-5 (%)",
     "representation/rankme": "RankMe of representation",
     "embedding/rankme": "RankMe of embedding",
+    "representation/collapsed_fraction": "Collapsed share of representation",
+    "embedding/collapsed_fraction": "Collapsed share of embedding",
     "pretrain/loss": "Last training loss",
     "pretrain/online_top1": "Last online top-1 (%)",
 }
@@ -198,7 +200,7 @@ def provenance_summary(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in place.items())
         for place in facts["hardware"]
     )
-    datasets = "; ".join(f"{data['name']} (sha256 {data['fingerprint']})" for data in facts["datasets"])
+    datasets = "; ".join(f"{data['name']} (sha256 {data['fingerprint'][:16]})" for data in facts["datasets"])
     memory = facts["peak_memory_bytes"]
     lines = [
         ("Recipe", facts["recipe"]),

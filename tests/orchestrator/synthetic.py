@@ -112,7 +112,11 @@ def commit_evaluation(
         "linear_probe": {"top1": accuracy, "top5": 99.5, "loss": 0.25},
         "subvector_probe": {"top1": accuracy - 10, "top5": 98.5, "loss": 0.5},
         "knn": {"top1": accuracy - 1, "top5": 99.0},
-        "spectrum": {"representation/rankme": accuracy / 3, "embedding/rankme": accuracy / 4},
+        "spectrum": {
+            "representation/rankme": accuracy / 3,
+            "embedding/rankme": accuracy / 4,
+            "representation/collapsed_fraction": 0.125,
+        },
     }[protocol.kind]
     arrays = {"representation_singular_values": np.geomspace(1, 1e-6, 8)}
     if protocol.kind != "spectrum":

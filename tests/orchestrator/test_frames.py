@@ -22,8 +22,8 @@ def test_every_cell_seed_and_metric_has_one_line_in_the_order_of_the_study(plan,
     fill(plan, store)
     frame = cells_frame(plan.studies[0], store)
     assert tuple(frame.columns) == COLUMNS
-    # linear probe 3, kNN 2, spectrum 2, last loss and online accuracy
-    assert len(frame) == 10 * 2 * 9
+    # linear probe 3, kNN 2, spectrum 3, last loss and online accuracy
+    assert len(frame) == 10 * 2 * 10
     assert not frame.duplicated(["study", "cell", "seed", "metric"]).any()
     assert list(dict.fromkeys(zip(frame["study"], frame["cell"], strict=True)))[:5] == [
         ("table1", "mlp"), ("table1", "linear"), ("table1", "none"), ("table1", "directclr"), ("table2", "none"),
@@ -90,6 +90,17 @@ def test_a_hole_says_what_is_missing_and_why(plan, store):
     assert len(others) == 20 - 3
 
 
+def test_a_failed_evaluation_of_a_finished_training_says_why(plan, store):
+    key = next(iter(plan.trials))
+    fill(plan, store, without=["knn"])
+    failure = {"error": "out of memory", "type": "E", "traceback": "", "when": stamp(0)}
+    store.fail_trial(key, failure)
+    found = [hole for hole in holes(plan.studies[0], store) if hole.trial == key]
+    assert [(hole.what, hole.reason) for hole in found] == [("knn", "failed: out of memory")]
+    fill(plan, store)
+    assert holes(plan.studies[0], store) == []
+
+
 def test_a_complete_study_has_no_holes(plan, store):
     fill(plan, store)
     assert holes(plan.studies[0], store) == []
@@ -113,7 +124,7 @@ def test_a_number_that_is_not_finite_stays_visible(plan, store):
 
 def test_a_snapshot_does_not_change_while_trials_finish(plan, store):
     study = plan.studies[0]
-    fill(plan, store, skip=list(plan.trials)[3:])
+    fill(plan, store, skip=list(plan.trials)[3:], without=["knn"])
     snapshot = Snapshot(store)
     before = cells_frame(study, snapshot)
     fill(plan, store)

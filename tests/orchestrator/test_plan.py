@@ -59,7 +59,7 @@ def test_equivalent_configurations_share_one_key(one: str, other: str) -> None:
         "head={kind: subvector, d0: 44}",
         "head={kind: low_rank, d0: 45}",
         "epochs=41",
-        "batch_size=128",
+        "batch_size=256",
         "precision=bf16",
         "optimizer.lr=4.81",
         "loss.temperature=0.2",

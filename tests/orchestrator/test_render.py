@@ -236,7 +236,7 @@ def test_numbers_that_are_not_finite_leave_the_files_readable(plan, store):
     fill(plan, store, top1=lambda config: math.nan if config.seed else math.inf)
     directory = write_report(plan, plan.studies[0], store)
     json.loads((directory / "provenance.json").read_text())
-    assert len(pd.read_csv(directory / "cells.csv")) == 180
+    assert len(pd.read_csv(directory / "cells.csv")) == 200
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from synthetic import EPOCHS, START, fill
+from synthetic import EPOCHS, START, fill, stamp
 
 from orchestrator import tracking
 from orchestrator.mlflow_access import redacted
@@ -272,7 +273,7 @@ def test_the_parent_holds_each_cells_mean_interval_and_n(plan, synced):
     assert top.data.metrics[f"{name}/ci_low"] == pytest.approx(60.5 - half, rel=1e-12)
     assert top.data.metrics[f"{name}/ci_high"] == pytest.approx(60.5 + half, rel=1e-12)
     assert top.data.metrics[f"{name}/n"] == 2
-    assert len(top.data.metrics) == 10 * 9 * 4
+    assert len(top.data.metrics) == 10 * 10 * 4
     assert top.data.tags["mlflow.note.content"].startswith("**Linear-probe accuracy.")
 
 
@@ -324,14 +325,14 @@ def test_a_new_protocols_value_is_the_one_shown_and_so_is_the_old_one_once_it_re
     )
     path = store.evaluation_directory(key) / "record.json"
     old = path.read_text()
-    for value, stamp in (
+    for value, finished in (
         (11.0, "2026-11-23T00:00:00+00:00"),
         (22.0, "2026-11-22T00:00:00+00:00"),
         (None, None),
     ):
         changed = json.loads(old)
         if value is not None:
-            changed["metrics"]["top1"], changed["finished"] = value, stamp
+            changed["metrics"]["top1"], changed["finished"] = value, finished
         path.write_text(json.dumps(changed))
         sync(small, store)
         _, children = runs(small, store)
@@ -385,6 +386,22 @@ def test_a_failed_trial_is_a_failed_child_until_it_succeeds(small, store):
     assert {"error", "failure"}.isdisjoint(mended[broken].data.tags)
     assert "eval/linear_probe/top1" in mended[broken].data.metrics
     assert len(mended) == 4
+
+
+def test_a_failed_evaluation_is_a_failed_child_until_it_is_made(small, store):
+    key = next(iter(small.trials))
+    fill(small, store, without=["knn"])
+    failure = {"error": "out of memory", "type": "E", "traceback": "", "when": stamp(99)}
+    store.fail_trial(key, failure)
+    sync(small, store)
+    child = runs(small, store)[1][key]
+    assert (child.info.status, child.data.tags["error"]) == ("FAILED", "out of memory")
+    assert "eval/linear_probe/top1" in child.data.metrics
+    fill(small, store)
+    sync(small, store)
+    child = runs(small, store)[1][key]
+    assert child.info.status == "FINISHED"
+    assert {"error", "failure"}.isdisjoint(child.data.tags)
 
 
 def test_a_failure_without_a_time_is_tracked_too(small, store):
@@ -550,7 +567,24 @@ def test_a_new_database_is_set_up_by_two_writers_at_once_without_a_word(set_up):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_two_syncs_at_once_leave_one_run_per_trial(small, store):
+    fill(small, store)
+    with ThreadPoolExecutor(2) as pool:
+        done = [future.result() for future in [pool.submit(sync, small, store) for _ in range(2)]]
+    assert sorted(done, key=lambda result: result.created) == [
+        tracking.SyncResult(unchanged=5),
+        tracking.SyncResult(created=5),
+    ]
+    assert len(query(store, "select * from runs")) == 5
+
+
 # --- beside a run -------------------------------------------------------------------------------
+
+
+def test_a_store_that_cannot_be_written_is_one_line(small, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrackingError, match=r"^--store .*/file: cannot be written: File exists$"):
+        Tracker("http://127.0.0.1:9", Store(tmp_path / "file")).sync(small, small.studies[0])
 
 
 def test_the_background_tracker_syncs_when_told_and_when_closed(small, store):

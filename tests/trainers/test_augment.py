@@ -357,6 +357,12 @@ def test_sigma_is_uniform_in_its_range(many: Draws) -> None:
     assert stats.kstest(many.sigma.numpy(), "uniform", (0.1, 1.9)).pvalue > 1e-4
 
 
+def test_candidate_areas_are_uniform_and_ratios_log_uniform(many: Draws) -> None:
+    assert stats.kstest(many.area.flatten().numpy(), "uniform", (0.08, 0.92)).pvalue > 1e-4
+    logs = many.ratio.flatten().log().numpy()
+    assert stats.kstest(logs, "uniform", (math.log(0.75), math.log(16 / 9))).pvalue > 1e-4
+
+
 def test_all_orders_of_the_jitter_are_equally_likely(many: Draws) -> None:
     assert torch.equal(many.order.sort(dim=1).values, torch.arange(4).expand(MANY, 4))
     _, counts = many.order.unique(dim=0, return_counts=True)

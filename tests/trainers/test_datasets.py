@@ -235,7 +235,7 @@ def test_a_dataset_pickles_its_arrays_out_of_band_and_reads_them_from_shared_mem
 
 
 @pytest.mark.parametrize("kind", ["fashion_mnist", "cifar10", "cifar100", "stl10", "imagefolder"])
-@pytest.mark.parametrize("look", [check_data, load_dataset])
+@pytest.mark.parametrize("look", [lambda data: check_data(data, 8), load_dataset], ids=["check", "load"])
 def test_missing_data_is_one_line_with_place_and_remedy(tmp_path: Path, kind: str, look: object) -> None:
     fields = {"name": "a"} if kind == "imagefolder" else {}
     with pytest.raises(DataError) as caught:
@@ -252,11 +252,11 @@ def test_missing_data_is_one_line_with_place_and_remedy(tmp_path: Path, kind: st
 def test_check_data_reads_nothing_but_sees_a_missing_file(tmp_path: Path) -> None:
     write_cifar10(tmp_path / "cifar-10-batches-bin")
     (tmp_path / "cifar-10-batches-bin" / "data_batch_2.bin").write_bytes(b"")
-    check_data(config("cifar10", tmp_path))
+    check_data(config("cifar10", tmp_path), 256)
     (tmp_path / "cifar-10-batches-bin" / "data_batch_2.bin").unlink()
     with pytest.raises(DataError, match=r"lacks data_batch_2.bin"):
-        check_data(config("cifar10", tmp_path))
-    check_data(config("digits"))
+        check_data(config("cifar10", tmp_path), 256)
+    check_data(config("digits"), 256)
 
 
 def test_pickled_batches_are_never_loaded(tmp_path: Path) -> None:
@@ -352,3 +352,16 @@ def test_debians_fashion_mnist_is_found_without_a_root() -> None:
     assert dataset.train.labels.bincount().tolist() == [6000] * 10
     assert dataset.mean[0] == pytest.approx(0.2860, abs=1e-4)  # as published for Fashion-MNIST
     assert dataset.std[0] == pytest.approx(0.3530, abs=1e-4)
+
+
+def test_a_batch_larger_than_the_data_is_refused_without_reading_it() -> None:
+    with pytest.raises(DataError, match="got 2000, takes at most the 1297 training images"):
+        check_data(config("digits"), 2000)
+    with pytest.raises(DataError, match="got 101, takes at most the 100 training images"):
+        check_data(config("digits", train_images=100), 101)
+    with pytest.raises(DataError, match=r"data\.train_images: got 1298, takes at most the split's 1297"):
+        check_data(config("digits", train_images=1298), 8)
+
+
+def test_the_known_size_of_digits_is_its_size() -> None:
+    check_data(config("digits"), len(load_dataset(config("digits")).train))

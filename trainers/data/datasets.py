@@ -53,16 +53,31 @@ class Dataset:
     fingerprint: str
 
 
-def check_data(config: DataConfig) -> None:
-    """Look whether the data is where `config` says, without reading it.
+_TRAINING_IMAGES = {
+    "digits": 1297,
+    "fashion_mnist": 60_000,
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "stl10": 105_000,
+}
+
+
+def check_data(config: DataConfig, batch_size: int) -> None:
+    """Look whether the data is where `config` says and fills a batch, without reading it.
 
     Raises:
-        DataError: a file or folder is missing.
+        DataError: a file or folder is missing, or a published data set is smaller than what is asked of it.
     """
     if config.kind == "imagefolder":
         find_folder(config)
     elif config.kind != "digits":
         find_files(config)
+    published = _TRAINING_IMAGES.get(config.kind)
+    wanted = config.train_images or published
+    if published is not None and wanted is not None and wanted > published:
+        raise DataError(f"data.train_images: got {wanted}, takes at most the split's {published} images")
+    if wanted is not None and batch_size > wanted:
+        raise DataError(f"batch_size: got {batch_size}, takes at most the {wanted} training images")
 
 
 def load_dataset(config: DataConfig) -> Dataset:

@@ -68,8 +68,7 @@ def accumulate(x: Tensor, normalize: bool) -> StreamingCovariance:
     """The moments of the rows of (N, D), each first scaled to unit length if `normalize`."""
     moments = StreamingCovariance(x.shape[1], x.device)
     for rows in x.split(_ROWS):
-        rows = rows.double()
-        moments.update(F.normalize(rows, dim=1) if normalize else rows)
+        moments.update(F.normalize(rows.double(), dim=1) if normalize else rows)
     return moments
 
 
