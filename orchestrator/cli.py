@@ -231,8 +231,9 @@ def schema(
 
 def main() -> None:
     """The console script: runs a verb, and turns errors that are the user's to mend into one line and an exit code."""
+    interrupted = 130
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False) or 0
     except AblateError as error:
         _complain(str(error))
         sys.exit(error.exit_code)
@@ -240,12 +241,13 @@ def main() -> None:
         _complain(_usage(error))
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted; the same command goes on from here")
-        sys.exit(130)
+        code = interrupted
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    sys.exit(code or 0)
+    if code == interrupted:  # which is also what typer makes of Ctrl-C inside a verb
+        _complain("interrupted; the same command goes on from here")
+    sys.exit(code)
 
 
 def _complain(message: str) -> None:

@@ -90,12 +90,12 @@ class Progress:
         return sum(row.state in states for row in self.rows.values())
 
     def seconds_left(self) -> float | None:
-        """From the pace of this run so far; None before the first epoch."""
+        """From the pace of this run so far; None before a trial is a fifth done: start-up would mislead."""
         total = sum(max(row.epochs, 1) for row in self.rows.values())
         ended = [row for row in self.rows.values() if row.state in ("done", "failed")]
         running = [row for row in self.rows.values() if row.state in ("running", "evaluating")]
         covered = sum(max(row.epochs, 1) for row in ended) + sum(row.epoch for row in running)
-        if not covered:
+        if not any(row.epoch >= row.epochs / 5 for row in [*ended, *running]):
             return None
         return (time.monotonic() - self.started) / covered * (total - covered)
 

@@ -161,35 +161,10 @@ def _work_inline(job: Job, recipe: str, store: Store) -> None:
 
 def _work_in_train(job: Job, recipe: str, store: Store) -> None:
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-    from ray.tune.integration.ray_train import TuneReportCallback
 
     footprint = job.resources
-    per_worker = {"CPU": footprint.cpus_per_worker, "GPU": footprint.gpus_per_worker}
     if job.train:
-        inner = store.root / ".train"
-        trainer = TorchTrainer(
-            _train_worker,
-            train_loop_config={"job": job, "recipe": recipe, "store": str(store.root)},
-            scaling_config=ScalingConfig(
-                num_workers=footprint.workers,
-                use_gpu=footprint.gpus_per_worker > 0,
-                resources_per_worker=per_worker,
-            ),
-            run_config=RunConfig(
-                name=job.trial,
-                storage_path=str(inner),
-                failure_config=FailureConfig(
-                    max_failures=_RESTARTS_AFTER_LOST_PROCESS, controller_failure_limit=5
-                ),
-                callbacks=[TuneReportCallback()],
-            ),
-        )
-        try:
-            trainer.fit()
-        finally:
-            shutil.rmtree(inner / job.trial, ignore_errors=True)
+        _train_gang(job, recipe, store)
     if job.evaluations:
         options: dict[str, Any] = {
             "num_cpus": footprint.cpus_per_worker,
@@ -197,6 +172,50 @@ def _work_in_train(job: Job, recipe: str, store: Store) -> None:
         }
         options["scheduling_strategy"] = "DEFAULT"  # not inside the trial's own, all but empty, bundle
         ray.get(ray.remote(**options)(_evaluate_worker).remote(job, str(store.root)))
+
+
+def _train_gang(job: Job, recipe: str, store: Store) -> None:
+    """Train with a worker group; a lost process is replaced, an error of the training itself is not repeated."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    footprint = job.resources
+    scratch = store.root / ".train"
+    for restarts_left in reversed(range(1 + _RESTARTS_AFTER_LOST_PROCESS)):
+        trainer = TorchTrainer(
+            _train_worker,
+            train_loop_config={"job": job, "recipe": recipe, "store": str(store.root)},
+            scaling_config=ScalingConfig(
+                num_workers=footprint.workers,
+                use_gpu=footprint.gpus_per_worker > 0,
+                resources_per_worker={"CPU": footprint.cpus_per_worker, "GPU": footprint.gpus_per_worker},
+            ),
+            run_config=RunConfig(
+                name=job.trial,
+                storage_path=str(scratch),
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=1),
+                callbacks=[TuneReportCallback()],
+            ),
+        )
+        try:
+            trainer.fit()
+            return
+        except WorkerGroupError as error:
+            if not restarts_left or not _lost_process(error):
+                raise
+        finally:
+            shutil.rmtree(scratch / job.trial, ignore_errors=True)
+
+
+def _lost_process(error: Any) -> bool:
+    """Whether a worker died or hung, rather than failed: its peers then fail too, for want of it."""
+    from ray.exceptions import RayActorError
+
+    return any(
+        isinstance(failure, RayActorError) or hasattr(failure, "health_check_failure")
+        for failure in error.worker_failures.values()
+    )
 
 
 def _train_worker(config: dict[str, Any]) -> None:
