@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from orchestrator import library
 from orchestrator.errors import AblateError, SpecError
@@ -67,25 +69,20 @@ def list_(as_json: AsJson = False) -> None:
 @app.command(epilog="Example: `ablate show table1`")
 def show(study: str, as_json: AsJson = False) -> None:
     """A study (or recipe) as it is understood, with every default filled in."""
-    try:
-        loaded: Study | Recipe = library.load_study(study)[0]
-    except SpecError:
-        if study not in library.names(library.RECIPES):
-            raise
-        loaded = library.load_recipe(study).recipe
+    loaded = _load_either(study)
     if as_json:
         _print_json(loaded.model_dump(mode="json"))
         return
-    console.print(f"[bold]{loaded.name}[/bold]: {loaded.title}")
+    console.print(Text.assemble((loaded.name, "bold"), f": {loaded.title}"))
     if isinstance(loaded, Recipe):
         console.print_json(loaded.model_dump_json())
         return
-    console.print(f"{loaded.source}; recipe {loaded.recipe}, seeds {', '.join(map(str, loaded.seeds))}")
+    console.print(Text(f"{loaded.source}; recipe {loaded.recipe}, seeds {', '.join(map(str, loaded.seeds))}"))
     if loaded.include:
         console.print(f"consists of {', '.join(loaded.include)}")
     cells = _table("cell", "label", "override")
     for cell in loaded.cells:
-        cells.add_row(cell.name, cell.label, json.dumps(cell.set))
+        cells.add_row(cell.name, Text(cell.label), Text(json.dumps(cell.set)))
     console.print(cells)
 
 
@@ -102,8 +99,7 @@ def plan_(
     plan = make_plan(studies, recipe, _parse_seeds(seeds), tuple(sets or ()))
     store = Store(store_root)
     missing = jobs(plan, store)
-    footprint = plan.recipe.resources
-    slots = max(1, (os.cpu_count() or 1) // (footprint.cpus_per_worker * footprint.workers))
+    slots = _slots_here(plan.recipe)
     cost = estimate(plan, missing, store, slots)
     if as_json:
         _print_json(
@@ -117,16 +113,12 @@ def plan_(
         )
         return
     _show_plan(plan, missing)
-    what = (
-        "nothing to train"
-        if cost and not cost.seconds
-        else f"about {duration(cost.seconds)}"
-        if cost
-        else "unknown"
-    )
-    console.print(
-        f"Time: {what}" + (f" with {slots} at once (from {cost.basis})" if cost and cost.seconds else "")
-    )
+    if not missing:
+        console.print("Nothing to do.")
+    elif cost:
+        console.print(f"Time: about {duration(cost.seconds)} with {slots} at once (from {cost.basis}).")
+    else:
+        console.print("Time: unknown; no trial of this recipe has finished here, and it states no cost.")
 
 
 @app.command(epilog="Example: `ablate run quickstart --seeds 0,1,2 --set epochs=20`")
@@ -145,15 +137,16 @@ def run(
 ) -> None:
     """Train and evaluate what is missing, track it, write the report. The same command continues a cut-off run."""
     plan = make_plan(studies, recipe, _parse_seeds(seeds), tuple(sets or ()))
-    _check_data(plan)
+    _check_tracking(tracking_uri)
     store = Store(store_root)
     missing = jobs(plan, store)
+    _check_data(plan.recipe, missing)
     _refuse_inline_gangs(executor, missing)
     store.prepare()
     from orchestrator.launch import launch
 
-    failed = launch(plan, missing, store, address, executor, max_concurrent, tracking_uri, console)
-    raise typer.Exit(3 if failed else 0)
+    incomplete = launch(plan, missing, store, address, executor, max_concurrent, tracking_uri, console)
+    raise typer.Exit(3 if incomplete else 0)
 
 
 @app.command(epilog="Example: `ablate report quickstart --out paper/tables`")
@@ -169,9 +162,11 @@ def report(
 ) -> None:
     """Write tables, cells and page from what is there, training nothing."""
     plan = make_plan(studies, recipe, _parse_seeds(seeds), tuple(sets or ()))
+    store = Store(store_root)
+    store.require()
     from orchestrator.launch import report_all
 
-    report_all(plan, Store(store_root), console, out=out, source=source, tracking_uri=tracking_uri)
+    report_all(plan, store, console, out=out, source=source, tracking_uri=tracking_uri)
 
 
 @app.command(epilog="Example: `ablate status`")
@@ -189,7 +184,7 @@ def status(store_root: StoreRoot = DEFAULT_STORE, as_json: AsJson = False) -> No
     console.print(table if rows else f"no trials in {store.root}")
     for row in rows:
         if row["error"]:
-            console.print(f"[red]{row['trial']}[/red] {row['error']}", markup=True, soft_wrap=True)
+            console.print(Text.assemble((row["trial"], "red"), " ", row["error"]), soft_wrap=True)
 
 
 @app.command(epilog="Example: `ablate sync quickstart`")
@@ -203,9 +198,12 @@ def sync(
 ) -> None:
     """Bring MLflow up to date with the records of the store."""
     plan = make_plan(studies, recipe, _parse_seeds(seeds), tuple(sets or ()))
+    _check_tracking(tracking_uri)
+    store = Store(store_root)
+    store.require()
     from orchestrator.launch import sync_all
 
-    sync_all(plan, Store(store_root), tracking_uri, console)
+    sync_all(plan, store, tracking_uri, console)
 
 
 @app.command(epilog="Example: `ablate ui --port 5000`")
@@ -215,9 +213,12 @@ def ui(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """MLflow's page on the store's runs, on loopback, until Ctrl-C."""
+    _check_tracking(tracking_uri)
+    store = Store(store_root)
+    store.require()
     from orchestrator.launch import serve_ui
 
-    serve_ui(Store(store_root), tracking_uri, port, console)
+    serve_ui(store, tracking_uri, port, console)
 
 
 @app.command(epilog="Example: `ablate schema recipe > recipe.schema.json`")
@@ -251,6 +252,8 @@ def main() -> None:
 
 
 def _complain(message: str) -> None:
+    if not message:  # help was asked for, and shown
+        return
     problems.print("ablate: ", end="", style="bold red")
     problems.print(message, markup=False, soft_wrap=True)
 
@@ -259,7 +262,16 @@ def _usage(error: Any) -> str:
     lines = str(getattr(error, "format_message", error.__str__)()).split("\n")
     context = getattr(error, "ctx", None)
     where = f" (see `{context.command_path} --help`)" if context else ""
-    return " ".join(line.strip() for line in lines) + where
+    return " ".join(line.strip() for line in lines) + where if any(lines) else ""
+
+
+def _load_either(name: str) -> Study | Recipe:
+    try:
+        return library.load_study(name)[0]
+    except SpecError:
+        with suppress(SpecError):
+            return library.load_recipe(name).recipe
+        raise
 
 
 def _parse_seeds(text: str | None) -> tuple[int, ...] | None:
@@ -282,15 +294,34 @@ def _refuse_inline_gangs(executor: str, missing: list[Job]) -> None:
         )
 
 
-def _check_data(plan: Plan) -> None:
+def _check_data(recipe: Recipe, missing: list[Job]) -> None:
     """Refuse a data root that isn't there, or a batch larger than the data, before anything starts."""
+    if not missing:
+        return
     from trainers.data.datasets import DataError, check_data
 
-    for data, batch_size in {(config.data, config.batch_size) for config in plan.trials.values()}:
+    for data, batch_size in {(job.config.data, job.config.batch_size) for job in missing}:
         try:
             check_data(data, batch_size)
         except DataError as error:
-            raise SpecError(f"recipe {plan.recipe.name}: {error}") from None
+            raise SpecError(f"recipe {recipe.name}: {error}") from None
+
+
+def _check_tracking(uri: str | None) -> None:
+    """Refuse a URI that MLflow can't take before hours of training."""
+    if uri is None:
+        return
+    from orchestrator.mlflow_access import check_uri
+
+    check_uri(uri)
+
+
+def _slots_here(recipe: Recipe) -> int:
+    """Trials side by side on this machine, were it the cluster; accelerators are not looked for."""
+    footprint = recipe.resources
+    if footprint.gpus_per_worker:
+        return 1
+    return max(1, (os.cpu_count() or 1) // (footprint.cpus_per_worker * footprint.workers))
 
 
 def _show_plan(plan: Plan, missing: list[Job]) -> None:
@@ -298,7 +329,7 @@ def _show_plan(plan: Plan, missing: list[Job]) -> None:
     to_evaluate = {key for job in missing for key in job.evaluations}
     for study in plan.studies:
         table = _table("cell", "head", *(f"seed {seed}" for seed in study.seeds))
-        table.title, table.title_justify = f"{study.name}: {study.study.title}", "left"
+        table.title, table.title_justify = Text(f"{study.name}: {study.study.title}"), "left"
         first_shown: dict[str, str] = {}
         rows: dict[str, list[str]] = {}
         for cell in study.cells:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.errors import AblateError, CapacityError
 from orchestrator.spec import Resources
@@ -13,7 +14,6 @@ from orchestrator.spec import Resources
 # A short poll: Train's report and start-up wait for it. It costs one small RPC each time.
 _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -36,20 +36,21 @@ def connected(address: str) -> Iterator[list[Node]]:
     Raises:
         AblateError: no cluster answers at the address.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    local = address == "local"
+    environment = {name: os.environ.setdefault(name, value) for name, value in _ENVIRONMENT.items()}
+    if local:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
-    joined = (
-        {"runtime_env": {"env_vars": dict(_ENVIRONMENT)}}
-        if address != "local"
-        else {"include_dashboard": True}
+    place: dict[str, Any] = (
+        {"include_dashboard": True} if local else {"runtime_env": {"env_vars": environment}}
     )
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **joined)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise AblateError(f"--address {address}: no Ray cluster there: {first[:200]}") from None
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **place)
+    except Exception as error:  # Ray raises bare Exceptions too
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        what = "Ray could not be started here" if local else f"no Ray cluster answers at --address {address}"
+        raise AblateError(f"{what}: {first}") from None
     try:
         yield [
             Node(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
@@ -81,4 +82,9 @@ def trials_at_once(nodes: list[Node], footprint: Resources, limit: int | None = 
 
 def _workers_on(node: Node, footprint: Resources) -> int:
     by_cpu = int(node.cpus // footprint.cpus_per_worker)
-    return min(by_cpu, int(node.gpus // footprint.gpus_per_worker)) if footprint.gpus_per_worker else by_cpu
+    share = footprint.gpus_per_worker
+    if not share:
+        return by_cpu
+    # a worker's share lies on one GPU; the small term undoes 1 // 0.2 = 4
+    by_gpu = int(node.gpus) * int(1 / share + 1e-9) if share < 1 else int(node.gpus // share)
+    return min(by_cpu, by_gpu)

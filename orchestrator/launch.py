@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from orchestrator import cluster
 from orchestrator.errors import AblateError
-from orchestrator.plan import Job, Plan, estimate
+from orchestrator.mlflow_access import is_remote
+from orchestrator.plan import Job, Plan, estimate, jobs
 from orchestrator.progress import Progress, duration
 from orchestrator.report import write_report
 from orchestrator.report.frames import Records
@@ -30,49 +34,46 @@ def launch(
     max_concurrent: int | None,
     tracking_uri: str | None,
     console: Console,
-) -> dict[str, str]:
+) -> int:
     """Run the missing jobs, project to MLflow alongside, write the reports.
 
     Returns:
-        trial key -> reason, of those that failed.
+        How many trials of the plan are not complete.
     """
+    if missing:
+        train = sum(job.train for job in missing)
+        console.print(f"{train} to train, {len(missing) - train} to evaluate only; starting Ray")
+        with cluster.connected(address) as nodes:
+            at_once = concurrency(missing, nodes, max_concurrent)
+            if cost := estimate(plan, missing, store, at_once):
+                console.print(f"about {duration(cost.seconds)} with {at_once} at once (from {cost.basis})")
+            with (
+                _tracking(plan, store, tracking_uri, console) as tracker,
+                Progress(console, missing, at_once) as progress,
+            ):
+                run_jobs(missing, plan.recipe.name, store, executor, at_once, progress, tracker.notify)
+    else:
+        console.print(
+            Text(f"all {len(plan.trials)} trials are in {store.root}; nothing to do"), soft_wrap=True
+        )
+        with _tracking(plan, store, tracking_uri, console):
+            pass
+    report_all(plan, store, console)
+    return len(jobs(plan, store))
+
+
+@contextmanager
+def _tracking(
+    plan: Plan, store: Store, tracking_uri: str | None, console: Console
+) -> Iterator[BackgroundTracker]:
+    """MLflow kept up to date beside a run; what it lacks at the end is said, and fails nothing."""
     tracker = BackgroundTracker(Tracker(tracking_uri or default_uri(store), store), plan)
-    failed: dict[str, str] = {}
     try:
-        if missing:
-            failed = _run_missing(plan, missing, store, address, executor, max_concurrent, tracker, console)
-        else:
-            console.print(f"all {len(plan.trials)} trials are in {store.root}; nothing to train")
+        yield tracker
     finally:
         if problem := tracker.close():
-            console.print(
-                f"tracking: {problem}; `ablate sync` delivers what is missing", style="yellow", markup=False
-            )
-    report_all(plan, store, console)
-    return failed
-
-
-def _run_missing(
-    plan: Plan,
-    missing: list[Job],
-    store: Store,
-    address: str,
-    executor: Executor,
-    max_concurrent: int | None,
-    tracker: BackgroundTracker,
-    console: Console,
-) -> dict[str, str]:
-    to_train = sum(job.train for job in missing)
-    console.print(f"{to_train} trials to train, {len(missing) - to_train} to evaluate only; starting Ray")
-    with cluster.connected(address) as nodes:
-        at_once = concurrency(missing, nodes, max_concurrent)
-        if cost := estimate(plan, missing, store, at_once):
-            console.print(f"about {duration(cost.seconds)} with {at_once} at once (from {cost.basis})")
-        with Progress(console, missing, at_once) as progress:
-            outcome = run_jobs(
-                missing, plan.recipe.name, store, executor, at_once, progress, on_finished=tracker.notify
-            )
-    return outcome.failed
+            said = Text(f"tracking: {problem}; `ablate sync` delivers what is missing", "yellow")
+            console.print(said, soft_wrap=True)
 
 
 def report_all(
@@ -92,10 +93,11 @@ def report_all(
         directory = write_report(plan, study, store, out=place, source=records)
         for table in console_tables(study, records):
             console.print(table)
-        console.print(f"report: {directory / 'index.html'}", soft_wrap=True)
+        console.print(Text(f"report: {directory / 'index.html'}"), soft_wrap=True)
 
 
 def sync_all(plan: Plan, store: Store, tracking_uri: str | None, console: Console) -> None:
+    """Bring MLflow up to date with the records of a plan's studies."""
     tracker = Tracker(tracking_uri or default_uri(store), store)
     for study in plan.studies:
         result = tracker.sync(plan, study)
@@ -105,11 +107,18 @@ def sync_all(plan: Plan, store: Store, tracking_uri: str | None, console: Consol
 
 
 def serve_ui(store: Store, tracking_uri: str | None, port: int, console: Console) -> None:
+    """MLflow's own server on the store's database until Ctrl-C; a remote server has its page already."""
     uri = tracking_uri or default_uri(store)
+    if is_remote(uri):
+        console.print(Text(f"these runs are on a server with a page of its own: {uri}"))
+        return
     console.print(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", str(port)]
-    code = subprocess.run(command, check=False).returncode
+    try:
+        code = subprocess.run(command, check=False).returncode
+    except KeyboardInterrupt:
+        return
     if code:
         raise AblateError(
             f"mlflow server ended with exit code {code}; is port {port} taken? (--port takes another)"

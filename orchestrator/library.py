@@ -8,8 +8,8 @@ from typing import Any
 
 from orchestrator import yaml_files
 from orchestrator.errors import SpecError
-from orchestrator.messages import did_you_mean, validate
-from orchestrator.spec import Cell, Recipe, Study
+from orchestrator.messages import did_you_mean, shorten, validate
+from orchestrator.spec import Cell, Recipe, Study, content_key
 
 STUDIES = Path(__file__).resolve().parent.parent / "studies"
 RECIPES = STUDIES / "recipes"
@@ -19,10 +19,17 @@ RECIPES = STUDIES / "recipes"
 class RecipeSource:
     """A recipe with its defaults and `--set` overrides, as plain data, to which cells add theirs."""
 
-    name: str
+    base: Recipe
     raw: dict[str, Any]
     recipe: Recipe
     overrides: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """The recipe's name; overrides that can change numbers give its reports a place of their own."""
+        plain = _numbers(self.base)
+        changed = {field: value for field, value in _numbers(self.recipe).items() if value != plain[field]}
+        return f"{self.base.name}-{content_key(changed)[:6]}" if changed else self.base.name
 
     def with_cell(self, cell: Cell, study_file: Path) -> Recipe:
         """The recipe under one cell's override.
@@ -30,7 +37,7 @@ class RecipeSource:
         Raises:
             SpecError: naming the study's file, the cell and the field.
         """
-        where = f"{study_file}: cell {cell.name!r} under recipe {self.name}"
+        where = f"{study_file}: cell {cell.name!r} under recipe {self.base.name}"
         return validate(Recipe, merge(self.raw, expand(cell.set, where)), where, prefix="set.")
 
 
@@ -48,13 +55,15 @@ def load_study(name_or_path: str, beside: Path | None = None) -> tuple[Study, Pa
     sibling = beside.parent / f"{name_or_path}.yaml" if beside else None
     path = sibling if sibling and sibling.is_file() else _locate(name_or_path, STUDIES, "study")
     study = validate(Study, yaml_files.load_mapping(path), str(path))
+    _require_own_name(study.name, path)
     return study, path
 
 
 def load_recipe(name_or_path: str, sets: tuple[str, ...] = ()) -> RecipeSource:
     """A recipe by name or path, under `--set path=value` overrides (value is YAML)."""
     path = _locate(name_or_path, RECIPES, "recipe")
-    recipe = validate(Recipe, yaml_files.load_mapping(path), str(path))
+    base = recipe = validate(Recipe, yaml_files.load_mapping(path), str(path))
+    _require_own_name(base.name, path)
     raw = recipe.model_dump(mode="json")  # with the defaults, so that an override may name just one field
     overrides: dict[str, Any] = {}
     for assignment in sets:
@@ -67,7 +76,7 @@ def load_recipe(name_or_path: str, sets: tuple[str, ...] = ()) -> RecipeSource:
         # all at once: one override may be allowed only by another
         raw = merge(raw, overrides)
         recipe = validate(Recipe, raw, " ".join(f"--set {assignment}" for assignment in sets))
-    return RecipeSource(recipe.name, raw, recipe, overrides)
+    return RecipeSource(base, raw, recipe, overrides)
 
 
 def expand(overrides: dict[str, Any], where: str) -> dict[str, Any]:
@@ -101,7 +110,11 @@ def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
 def _locate(name_or_path: str, folder: Path, what: str) -> Path:
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
         path = Path(name_or_path)
-        if not path.is_file():
+        try:
+            found = path.is_file()
+        except OSError as error:
+            raise SpecError(f"{what} {shorten(name_or_path)}: {error.strerror}") from None
+        if not found:
             raise SpecError(f"{what} {name_or_path}: no such file")
         return path
     known = names(folder)
@@ -111,3 +124,15 @@ def _locate(name_or_path: str, folder: Path, what: str) -> Path:
             f"or one of {', '.join(known)}"
         )
     return folder / f"{name_or_path}.yaml"
+
+
+def _require_own_name(name: str, path: Path) -> None:
+    """Reports are kept under names: a copied file must not write over the original's."""
+    if name != path.stem:
+        raise SpecError(f"{path}: name: got {name!r}, takes the file's own, {path.stem!r}")
+
+
+def _numbers(recipe: Recipe) -> dict[str, Any]:
+    return recipe.model_dump(
+        mode="json", exclude={"name": True, "title": True, "resources": True, "cost": True, "data": {"root"}}
+    )

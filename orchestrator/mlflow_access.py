@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.errors import AblateError
+from orchestrator.errors import AblateError, SpecError
 from orchestrator.plan import StudyPlan
 from orchestrator.report.escape import one_line
 from orchestrator.store import Record
@@ -32,13 +32,9 @@ def connect(uri: str) -> MlflowClient:
     """A client that gives up soon. A database is made if there is none.
 
     Raises:
-        TrackingError: the URI is of a kind that MLflow no longer takes.
+        SpecError: the URI is of a kind that MLflow no longer takes.
     """
-    if ("://" not in uri and uri != "databricks") or uri.startswith("file:"):
-        raise TrackingError(
-            f"--tracking-uri {redacted(uri)}: takes a server (http://host:5000) or a database "
-            "(sqlite:///folder/mlflow.db)"
-        )
+    check_uri(uri)
     # MLflow's own defaults keep a caller waiting for four minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -52,6 +48,19 @@ def connect(uri: str) -> MlflowClient:
     if not is_remote(uri):
         _probe_database(uri)
     return MlflowClient(tracking_uri=uri)
+
+
+def check_uri(uri: str) -> None:
+    """Refuse a URI of a kind that MLflow no longer takes, without importing it.
+
+    Raises:
+        SpecError: names what is taken.
+    """
+    if ("://" not in uri and uri != "databricks") or uri.startswith("file:"):
+        raise SpecError(
+            f"--tracking-uri {redacted(uri)}: takes a server (http://host:5000) or a database "
+            "(sqlite:///folder/mlflow.db)"
+        )
 
 
 def is_remote(uri: str) -> bool:

@@ -10,16 +10,16 @@ from statistics import median
 from orchestrator.errors import SpecError
 from orchestrator.library import RecipeSource, load_recipe, load_study
 from orchestrator.spec import (
+    Cell,
     EvaluationKind,
     Recipe,
     Resources,
     Study,
-    content_key,
     evaluation_key,
     trial_key,
 )
 from orchestrator.store import Store
-from trainers import NUMERICS_VERSION
+from trainers import EVALUATION_VERSION, NUMERICS_VERSION
 from trainers.config import EvaluationConfig, TrialConfig
 
 
@@ -58,9 +58,9 @@ class StudyPlan:
 class Plan:
     """All that a command asks for; trials and evaluations are shared between cells and studies."""
 
-    studies: tuple[StudyPlan, ...]
     recipe: Recipe
     overrides: dict[str, object]
+    studies: list[StudyPlan] = field(default_factory=list)
     trials: dict[str, TrialConfig] = field(default_factory=dict)
     evaluations: dict[str, tuple[str, EvaluationConfig]] = field(default_factory=dict)
     resources: dict[str, Resources] = field(default_factory=dict)
@@ -100,9 +100,10 @@ def make_plan(
         raise SpecError("STUDY: got none, takes at least one; `ablate list` shows them")
     loaded = [load_study(name) for name in dict.fromkeys(study_names)]
     source = load_recipe(recipe_name or loaded[0][0].recipe, sets)
-    plan = Plan((), source.recipe, source.overrides)
-    studies = tuple(_plan_study(study, file, source, seeds or study.seeds, plan) for study, file in loaded)
-    return Plan(studies, plan.recipe, plan.overrides, plan.trials, plan.evaluations, plan.resources)
+    plan = Plan(source.recipe, source.overrides)
+    for study, file in loaded:
+        plan.studies.append(_plan_study(study, file, source, seeds or study.seeds, plan))
+    return plan
 
 
 def jobs(plan: Plan, store: Store) -> list[Job]:
@@ -128,7 +129,7 @@ def jobs(plan: Plan, store: Store) -> list[Job]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds that a plan's missing trainings take, and what the figure rests on."""
+    """Seconds that a plan's missing work takes, and what the figure rests on."""
 
     seconds: float
     basis: str
@@ -136,18 +137,20 @@ class Estimate:
 
 def estimate(plan: Plan, missing: list[Job], store: Store, at_once: int) -> Estimate | None:
     """Wall seconds with `at_once` trials side by side; None if nothing is known of this recipe's cost."""
-    to_train = [job for job in missing if job.train]
-    if not to_train:
-        return Estimate(0.0, "nothing to train")
-    measured = store.training_seconds(plan.recipe.name)
-    if measured:
-        each, basis = median(measured), f"the median of {len(measured)} finished trials of this recipe"
+    epochs = [job.config.epochs for job in missing if job.train]
+    training = store.seconds_per_epoch(plan.recipe.name)
+    if training:
+        per_epoch, basis = median(training), f"the median of {len(training)} finished trials of this recipe"
     elif plan.recipe.cost:
-        each, basis = plan.recipe.cost.seconds, f"the recipe's stated cost on {plan.recipe.cost.hardware}"
-    else:
+        per_epoch = plan.recipe.cost.seconds / plan.recipe.epochs
+        basis = f"the recipe's stated cost on {plan.recipe.cost.hardware}"
+    elif epochs:
         return None
-    rounds = -(-len(to_train) // max(1, at_once))
-    return Estimate(each * rounds, basis)
+    else:
+        per_epoch, basis = 0.0, "evaluations only"
+    measured = store.evaluation_seconds(plan.recipe.name)
+    measuring = sum(len(job.evaluations) for job in missing) * (median(measured) if measured else 0.0)
+    return Estimate((per_epoch * sum(epochs) + measuring) / max(1, at_once), basis)
 
 
 def _plan_study(
@@ -158,17 +161,14 @@ def _plan_study(
         planned
         for member, member_file in members
         for cell in member.cells
-        for planned in _plan_cell(member, cell.name, source.with_cell(cell, member_file), seeds, plan)
+        for planned in _plan_cell(member, cell, source.with_cell(cell, member_file), seeds, plan)
     ]
-    return StudyPlan(
-        study, tuple(member for member, _ in members), _recipe_label(source), seeds, tuple(cells)
-    )
+    return StudyPlan(study, tuple(member for member, _ in members), source.label, seeds, tuple(cells))
 
 
 def _plan_cell(
-    study: Study, cell_name: str, recipe: Recipe, seeds: tuple[int, ...], plan: Plan
+    study: Study, cell: Cell, recipe: Recipe, seeds: tuple[int, ...], plan: Plan
 ) -> list[PlannedCell]:
-    label = next(cell.label for cell in study.cells if cell.name == cell_name)
     planned = []
     for seed in seeds:
         config = recipe.trial(seed)
@@ -179,9 +179,9 @@ def _plan_cell(
         for kind in study.evaluations:
             protocol = recipe.evaluation(kind)
             if protocol is not None:
-                evaluations[kind] = evaluation_key(key, protocol, NUMERICS_VERSION)
+                evaluations[kind] = evaluation_key(config, key, protocol, EVALUATION_VERSION)
                 plan.evaluations.setdefault(evaluations[kind], (key, protocol))
-        planned.append(PlannedCell(study.name, cell_name, label, seed, key, evaluations))
+        planned.append(PlannedCell(study.name, cell.name, cell.label, seed, key, evaluations))
     return planned
 
 
@@ -197,9 +197,3 @@ def _members(study: Study, file: Path, above: tuple[str, ...] = ()) -> list[tupl
         for member, member_file in _members(included, included_file, (*above, study.name)):
             found.setdefault(member.name, (member, member_file))
     return list(found.values())
-
-
-def _recipe_label(source: RecipeSource) -> str:
-    """The recipe's name; overrides that can change numbers give the report a place of its own."""
-    changing = {path: value for path, value in source.overrides.items() if path not in ("resources", "cost")}
-    return f"{source.name}-{content_key(changing)[:6]}" if changing else source.name

@@ -29,6 +29,16 @@ class _Row:
     started: float | None = None
     seconds: float = 0.0
 
+    @property
+    def work(self) -> int:
+        """Epochs that this run has to do; an evaluation alone counts as one."""
+        return max(self.epochs - self.first_epoch, 1)
+
+    @property
+    def covered(self) -> int:
+        ended = self.state in ("done", "failed")
+        return self.work if ended else self.epoch - self.first_epoch if self.epoch else 0
+
 
 @dataclass
 class Progress:
@@ -37,7 +47,7 @@ class Progress:
     console: Console
     jobs: list[Job]
     at_once: int
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: time.monotonic())
 
     def __post_init__(self) -> None:
         self.rows = {
@@ -61,7 +71,7 @@ class Progress:
 
     def begin(self, trial: str) -> None:
         row = self.rows[trial]
-        row.state, row.started = "starting", time.monotonic()
+        row.state, row.started = "starting" if row.epochs else "evaluating", time.monotonic()
 
     def advance(self, trial: str, metrics: dict[str, float]) -> None:
         """One epoch of a trial is done."""
@@ -81,7 +91,7 @@ class Progress:
         row.state = "failed" if error else "done"
         row.seconds = time.monotonic() - (row.started or time.monotonic())
         outcome = Text(f"failed: {error}", "red") if error else Text(f"done in {row.seconds:.0f} s", "green")
-        line = Text.assemble(f"{row.label}, seed {row.seed}: ", outcome)
+        line = Text.assemble((f"{row.label}, seed {row.seed}: ", ""), outcome)
         if row.loss is not None and not error:
             line.append(f", loss {row.loss:.3f}")
         self.console.print(line, soft_wrap=True)
@@ -91,11 +101,9 @@ class Progress:
 
     def seconds_left(self) -> float | None:
         """From the pace of this run so far; None before a trial is a fifth done: start-up would mislead."""
-        total = sum(max(row.epochs, 1) for row in self.rows.values())
-        ended = [row for row in self.rows.values() if row.state in ("done", "failed")]
-        running = [row for row in self.rows.values() if row.state in ("running", "evaluating")]
-        covered = sum(max(row.epochs, 1) for row in ended) + sum(row.epoch for row in running)
-        if not any(row.epoch >= row.epochs / 5 for row in [*ended, *running]):
+        total = sum(row.work for row in self.rows.values())
+        covered = sum(row.covered for row in self.rows.values())
+        if not any(row.covered >= row.work / 5 for row in self.rows.values()):
             return None
         return (time.monotonic() - self.started) / covered * (total - covered)
 
@@ -120,7 +128,7 @@ class Progress:
             epoch = f"{row.epoch}/{row.epochs}" if row.state == "running" else row.state
             loss = "" if row.loss is None else f"{row.loss:.3f}"
             top1 = "" if row.online_top1 is None else f"{row.online_top1:.1f} %"
-            table.add_row(row.label, str(row.seed), bar, epoch, loss, top1)
+            table.add_row(Text(row.label), str(row.seed), bar, epoch, loss, top1)
         waiting = self.count("waiting")
         why = f"waiting: {waiting}, as {self.at_once} fit side by side" if waiting else ""
         return Group(table, self._summary(), Text(why, "dim"))

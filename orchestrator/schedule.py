@@ -13,13 +13,12 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from orchestrator.cluster import Node, trials_at_once
-from orchestrator.errors import CapacityError
 from orchestrator.plan import Job
 from orchestrator.progress import Progress
 from orchestrator.spec import Executor
@@ -38,13 +37,6 @@ class _Assignment:
     executor: str
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of the jobs of one run: trial key -> why it failed."""
-
-    failed: dict[str, str]
-
-
 def concurrency(jobs: list[Job], nodes: list[Node], limit: int | None) -> int:
     """How many jobs run side by side: what fits of the largest footprint among them."""
     footprints = {job.resources for job in jobs}
@@ -59,18 +51,14 @@ def run_jobs(
     at_once: int,
     progress: Progress,
     on_finished: Callable[[], None],
-) -> Outcome:
+) -> None:
     """Run every job to its end; a failed one leaves its reason in the store and stops no other.
 
     Needs a connected Ray (`cluster.connected`).
     """
     from ray import tune
 
-    failed: dict[str, str] = {}
-
     def finished(trial: str, error: str | None) -> None:
-        if error:
-            failed[trial] = error
         progress.finish(trial, error)
         on_finished()
 
@@ -83,7 +71,9 @@ def run_jobs(
         tune.with_resources(trainable, lambda config: _driver_resources(assignments[config["trial"]])),
         param_space={"trial": tune.grid_search(list(assignments))},
         tune_config=tune.TuneConfig(
-            reuse_actors=True,  # the next trial finds torch imported: seconds saved each
+            # The next trial finds torch imported: seconds saved each. Not on accelerators, where one
+            # trial's device error would stay in the process for all that follow.
+            reuse_actors=not any(job.resources.gpus_per_worker for job in jobs),
             max_concurrent_trials=at_once,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
@@ -102,14 +92,9 @@ def run_jobs(
             tuner.fit()
     finally:
         shutil.rmtree(scratch / name, ignore_errors=True)
-    return Outcome(failed)
 
 
 def _executor(wanted: Executor, job: Job) -> str:
-    if wanted == "inline" and job.resources.workers > 1:
-        raise CapacityError(
-            f"--executor inline: got resources.workers = {job.resources.workers}, takes 1; use auto or train"
-        )
     if wanted != "auto":
         return wanted
     return "inline" if job.resources.workers == 1 else "train"
@@ -140,9 +125,9 @@ def _run_job(config: dict[str, Any], assignments: dict[str, _Assignment]) -> dic
         else:
             _work_in_train(job, assignment.recipe, store)
     except Exception as error:
-        cause = _cause(error)
-        store.fail_trial(job.trial, work.failure(cause))
-        return {"error": f"{type(cause).__name__}: {work.failure(cause)['error']}"}
+        failure = work.failure(_cause(error), error)
+        store.fail_trial(job.trial, failure)
+        return {"error": f"{failure['type']}: {failure['error']}"}
     return {"error": None}
 
 
@@ -256,12 +241,20 @@ def _cause(error: BaseException) -> BaseException:
     from ray.train import ControllerError, WorkerGroupError
 
     if isinstance(error, WorkerGroupError) and error.worker_failures:
-        return _cause(next(iter(error.worker_failures.values())))
+        return min(map(_cause, error.worker_failures.values()), key=_derived)
     if isinstance(error, ControllerError):
         return _cause(error.controller_failure)
     if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
         return error.cause
-    return error
+    return getattr(error, "health_check_failure", error)
+
+
+def _derived(error: BaseException) -> int:
+    """How likely a worker's error only follows from another worker's: ours never, a broken connection surely."""
+    if type(error).__module__.startswith("trainers"):
+        return 0
+    broken = isinstance(error, ConnectionError) or "onnection" in str(error)
+    return 2 if broken else 1
 
 
 def _follow(progress: Progress, finished: Callable[[str, str | None], None], store: Store) -> Any:
@@ -288,12 +281,20 @@ def _follow(progress: Progress, finished: Callable[[str, str | None], None], sto
             self.finished(_trial_name(trial), trial.last_result.get("error"))
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            # the process itself was lost (killed, out of memory), too often to try again
-            name, error = _trial_name(trial), "its process was lost; out of memory is the usual reason"
+            # raised outside the work itself: its process was killed too often, or could not begin
+            name, lost = _trial_name(trial), trial.get_pickled_error()
+            error = _last_line(lost) if lost else "its process was lost; out of memory is the usual reason"
             when = datetime.now(UTC).isoformat(timespec="microseconds")
-            self.store.fail_trial(
-                name, {"error": error, "type": "ProcessLost", "traceback": "", "when": when}
-            )
+            with suppress(OSError):  # a full disk must not end the other trials
+                self.store.fail_trial(name, {"error": error, "type": "Lost", "traceback": "", "when": when})
             self.finished(name, error)
 
     return Follow(progress, finished, store)
+
+
+def _last_line(error: BaseException) -> str:
+    from ray.exceptions import RayActorError
+
+    if isinstance(error, RayActorError):
+        return "its process was lost; out of memory is the usual reason"
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -43,6 +44,16 @@ class Resources(Config):
     cpus_per_worker: int = Field(1, ge=1, le=1024)
     gpus_per_worker: float = Field(0, ge=0, le=16)
     loader_processes: int = Field(0, ge=0, le=256, description="per worker")
+
+    @model_validator(mode="after")
+    def _whole_or_shared(self) -> Resources:
+        gpus = self.gpus_per_worker
+        if (gpus > 1 and gpus % 1) or (0 < gpus < 1 and self.workers > 1):
+            raise ValueError(
+                f"gpus_per_worker: got {gpus:g} with {self.workers} worker(s), takes a whole number, or a share "
+                "of one GPU for a single worker"
+            )
+        return self
 
 
 class Cost(Config):
@@ -101,6 +112,10 @@ class Recipe(Config):
         fields = {
             name: getattr(self, name) for name in TrialConfig.model_fields if name not in ("seed", "head")
         }
+        if self.data.root is not None:
+            # a worker's working directory is not the user's
+            root = os.path.abspath(os.path.expanduser(self.data.root))
+            fields["data"] = self.data.model_copy(update={"root": root})
         return TrialConfig(seed=seed, head=head, **fields)
 
     def evaluation(self, kind: EvaluationKind) -> EvaluationConfig | None:
@@ -197,15 +212,20 @@ def _refuse_repeats(field: str, values: list[Any]) -> None:
 
 
 def trial_key(config: TrialConfig, numerics_version: int) -> str:
-    """Content hash of everything that can change a trial's numbers. Where the data lie is outside."""
-    content = config.model_dump(mode="json")
-    content["data"].pop("root")
+    """Content hash of everything that can change a training. Where the data lie is outside."""
+    content = config.model_dump(mode="json", exclude={"data": {"root", "validation_images"}})
     return content_key({"trial": content, "numerics": numerics_version})
 
 
-def evaluation_key(trial: str, config: EvaluationConfig, numerics_version: int) -> str:
-    content = config.model_dump(mode="json")
-    return content_key({"of": trial, "evaluation": content, "numerics": numerics_version})
+def evaluation_key(config: TrialConfig, trial: str, protocol: EvaluationConfig, version: int) -> str:
+    """Content hash of a measurement: the key of its trial, the protocol, the images measured on."""
+    content = {
+        "of": trial,
+        "evaluation": protocol.model_dump(mode="json"),
+        "validation_images": config.data.validation_images,
+        "numerics": version,
+    }
+    return content_key(content)
 
 
 def content_key(content: dict[str, Any]) -> str:

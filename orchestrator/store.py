@@ -11,6 +11,7 @@ unpickled from a store.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.errors import AblateError
+from orchestrator.errors import AblateError, SpecError
 from trainers.files import HISTORY, STATE, write_atomically
 
 Record = dict[str, Any]
@@ -29,7 +30,7 @@ class Store:
     """A store on a path that every worker sees."""
 
     def __init__(self, root: Path | str) -> None:
-        self.root = Path(root).expanduser().resolve()
+        self.root = Path(os.path.abspath(os.path.expanduser(root)))
 
     def prepare(self) -> None:
         """Make the folders.
@@ -41,7 +42,16 @@ class Store:
             for folder in ("trials", "evaluations", "studies"):
                 (self.root / folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise AblateError(f"--store {self.root}: cannot be written: {error.strerror}") from None
+            raise SpecError(f"--store {self.root}: cannot be written: {error.strerror}") from None
+
+    def require(self) -> None:
+        """Refuse a store that isn't there, for verbs that only look.
+
+        Raises:
+            SpecError: the root holds no store.
+        """
+        if not (self.root / "trials").is_dir():
+            raise SpecError(f"--store {self.root}: no store there; `ablate run` makes one")
 
     # --- places ---
 
@@ -75,6 +85,7 @@ class Store:
         directory = self.trial_directory(key)
         directory.mkdir(parents=True, exist_ok=True)
         _write(directory / "config.json", config)
+        self.clear_failure(key)
         return directory
 
     def commit_trial(self, key: str, record: Record) -> None:
@@ -118,8 +129,20 @@ class Store:
                 "error": failure["error"] if failure else None,
             }
 
-    def training_seconds(self, recipe: str) -> list[float]:
-        return [record["seconds"] for record in self.trial_records() if record.get("recipe") == recipe]
+    def seconds_per_epoch(self, recipe: str) -> list[float]:
+        """Of every finished trial of a recipe, whatever its overrides."""
+        return [
+            record["seconds"] / record["epochs"]
+            for record in self.trial_records()
+            if record.get("recipe") == recipe
+        ]
+
+    def evaluation_seconds(self, recipe: str) -> list[float]:
+        """Of every evaluation of a recipe's trials."""
+        trials = {record["key"] for record in self.trial_records() if record.get("recipe") == recipe}
+        folders = sorted((self.root / "evaluations").glob("*"))
+        records = [record for folder in folders if (record := _read(folder / "record.json"))]
+        return [record["seconds"] for record in records if record.get("trial") in trials]
 
     # --- evaluations ---
 
@@ -151,6 +174,8 @@ def _read(path: Path) -> Record | None:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise SpecError(f"--store: {path}: {error.strerror}") from None
     try:
         record = json.loads(text)
     except ValueError:

@@ -20,9 +20,9 @@ import torch
 
 from orchestrator.plan import Job
 from orchestrator.store import Store
-from trainers import NUMERICS_VERSION
+from trainers import EVALUATION_VERSION, NUMERICS_VERSION
 from trainers.context import TrialContext
-from trainers.contrastive import load_model, train
+from trainers.contrastive import load_model, make_reproducible, train
 from trainers.data.datasets import load_dataset
 from trainers.evaluate import evaluate
 from trainers.files import MODEL
@@ -40,7 +40,6 @@ def train_trial(
 ) -> None:
     """Train from the trial's last state to its end; rank 0 commits the record."""
     started = _now()
-    clock = time.perf_counter()
     directory = store.begin_trial(job.trial, job.config.model_dump(mode="json"))
     context = TrialContext(
         directory=directory,
@@ -60,7 +59,7 @@ def train_trial(
         "numerics_version": NUMERICS_VERSION,
         "started": started,
         "finished": _now(),
-        "seconds": time.perf_counter() - clock,
+        "seconds": sum(epoch["seconds"] for epoch in result.history),  # of all attempts
         "epochs": len(result.history),
         "metrics": result.metrics,
         "dataset": {
@@ -74,13 +73,12 @@ def train_trial(
 
 def evaluate_trial(job: Job, store: Store, executor: str, device: torch.device) -> None:
     """Measure a trained trial; each evaluation is committed on its own."""
-    started = _now()
-    clock = time.perf_counter()
     directory = store.trial_directory(job.trial)
-    torch.set_num_threads(job.resources.cpus_per_worker)
-    dataset = load_dataset(job.config.data)
     context = TrialContext(directory=directory, device=device, threads=job.resources.cpus_per_worker)
+    make_reproducible(job.config, context)
+    dataset = load_dataset(job.config.data)
     model = load_model(directory / "checkpoints" / MODEL, job.config, dataset, context)
+    started, clock = _now(), time.perf_counter()
     results = evaluate(
         job.config,
         model.backbone,
@@ -90,7 +88,6 @@ def evaluate_trial(job: Job, store: Store, executor: str, device: torch.device) 
         loader_processes=job.resources.loader_processes,
         dataset=dataset,
     )
-    seconds = (time.perf_counter() - clock) / len(results)  # they share one pass over the features
     for (key, protocol), result in zip(job.evaluations.items(), results, strict=True):
         config = protocol.model_dump(mode="json")
         record = {
@@ -99,23 +96,29 @@ def evaluate_trial(job: Job, store: Store, executor: str, device: torch.device) 
             "trial": job.trial,
             "evaluation": config,
             "metrics": result.metrics,
-            "numerics_version": NUMERICS_VERSION,
+            "numerics_version": EVALUATION_VERSION,
             "started": started,
             "finished": _now(),
-            "seconds": seconds,
+            "seconds": time.perf_counter() - clock,  # the first also extracts the features
             "environment": environment(executor, job, device),
         }
         store.commit_evaluation(key, config, record, result.arrays)
+        started, clock = _now(), time.perf_counter()
     store.clear_failure(job.trial)
 
 
-def failure(error: BaseException) -> dict[str, Any]:
-    """A failed attempt as it is kept beside the trial: one line for people, the traceback for us."""
+def failure(error: BaseException, raised: BaseException) -> dict[str, Any]:
+    """A failed attempt as it is kept beside the trial: one line for people, the traceback for us.
+
+    Args:
+        error: the cause, which people are shown.
+        raised: what arrived here, which may wrap it and hold the worker's traceback as text.
+    """
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return {
         "error": lines[0][:300],
         "type": type(error).__name__,
-        "traceback": "".join(traceback.format_exception(error)),
+        "traceback": "".join(traceback.format_exception(raised)),
         "when": _now(),
     }
 

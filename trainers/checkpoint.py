@@ -48,8 +48,9 @@ def save_state(
             else:
                 scalars[f"{index}.{name}"] = value
     tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    device = next(model.parameters()).device
+    if device.type == "cuda":  # asking for it on a CPU trial would open a CUDA context
+        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
     position = {
         "epoch": progress.epoch,
         "step": progress.step,
@@ -70,16 +71,21 @@ def load_state(
     tensors, metadata = read(path)
     model.load_state_dict(_under("model.", tensors))
     position = json.loads(metadata["progress"])
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     slots: dict[int, dict[str, Any]] = {}
     entries = {**_under("optimizer.", tensors), **position["optimizer_scalars"]}
     for name, value in entries.items():
         index, slot = name.split(".", 1)
+        if isinstance(value, torch.Tensor) and value.shape == parameters[int(index)].shape:
+            # In the parameter's memory format: foreach operations are slow where strides differ.
+            value = torch.empty_like(parameters[int(index)]).copy_(value)
         slots.setdefault(int(index), {})[slot] = value
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
     scaler.load_state_dict(position["scaler"])
     torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
+    device = next(model.parameters()).device
+    if "random.cuda" in tensors and device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["random.cuda"], device)
     return Progress(position["epoch"], position["step"], position["history"])
 
 
@@ -96,10 +102,12 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.partial")  # one name: rank 0 alone writes, a leftover is reused
     # safetensors refuses tensors that share memory (buffers aliased by a parametrization)
     unshared = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     save_file(unshared, partial, {key: json.dumps(value) for key, value in metadata.items()})
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
     partial.replace(path)
     return path
 

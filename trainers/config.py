@@ -6,6 +6,7 @@ the representation's dimension D, written "360/2048" or as a float in (0, 1].
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,10 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+# Short and without exponents: the exact Fraction of "1e-3000000" takes minutes.
+_FRACTION = re.compile(r"[0-9]{1,9}/[0-9]{1,9}|[0-9]{1,9}(\.[0-9]{1,18})?")
+
+
 def _check_dimension(value: int | float | str) -> int | float | str:
     if isinstance(value, bool):
         raise ValueError("takes a whole number or a fraction of D, not true/false")
@@ -24,6 +29,8 @@ def _check_dimension(value: int | float | str) -> int | float | str:
             raise ValueError("an absolute dimension is between 1 and 1048576")
         return value
     try:
+        if isinstance(value, str) and not _FRACTION.fullmatch(value):
+            raise ValueError
         fraction = Fraction(value)
     except (ValueError, ZeroDivisionError):
         raise ValueError('takes a whole number, or a fraction of D such as "360/2048" or 0.25') from None
@@ -329,11 +336,12 @@ class TrialConfig(Config):
 class LinearProbe(Config):
     """Linear classifier on cached features, all weights N(0, 0.01) at the start.
 
-    `sgd` has the paper's hyper-parameters (constant learning rate, last epoch reported); `lbfgs`
-    minimises the same objective to convergence.
+    `sgd` has the paper's hyper-parameters and a constant learning rate; `lbfgs` minimises the same
+    objective to convergence. Neither is the reference protocol: that trains on random crops and flips
+    and reports the best epoch on the validation set, this on unaugmented images and the last.
     """
 
-    kind: Literal["linear_probe"]
+    kind: Literal["linear_probe"] = "linear_probe"
     solver: Literal["sgd", "lbfgs"] = "sgd"
     lr: float = Field(0.1, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -345,14 +353,14 @@ class LinearProbe(Config):
 class SubvectorProbe(LinearProbe):
     """The linear probe on r[:d0] alone (App. F); d0 defaults to the head's own."""
 
-    kind: Literal["subvector_probe"]  # type: ignore[assignment]
+    kind: Literal["subvector_probe"] = "subvector_probe"  # type: ignore[assignment]
     d0: Dimension | None = None
 
 
 class Knn(Config):
     """Cosine-weighted k nearest neighbours: votes exp(similarity / temperature)."""
 
-    kind: Literal["knn"]
+    kind: Literal["knn"] = "knn"
     k: int = Field(20, ge=1, le=10_000)
     temperature: float = Field(0.07, gt=0)
 
@@ -360,7 +368,7 @@ class Knn(Config):
 class Spectrum(Config):
     """Singular values of the covariance (Eq. 1) and RankMe, of representation and embedding."""
 
-    kind: Literal["spectrum"]
+    kind: Literal["spectrum"] = "spectrum"
     normalize: bool = Field(True, description="L2-normalise each vector first, as the released code does")
 
 

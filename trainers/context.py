@@ -23,7 +23,8 @@ class TrialContext:
     Attributes:
         directory: the trial's directory, seen by every rank; rank 0 writes `history.jsonl` and
             `checkpoints/` there.
-        report: called on every rank after each epoch with the same metrics (a barrier for Ray Train).
+        report: called on every rank after each epoch (a barrier for Ray Train); the ranks' metrics agree
+            except for `seconds` and `images_per_second`, which each measures itself.
         threads: CPU threads for tensor arithmetic; part of what makes a run bit-reproducible.
     """
 

@@ -43,7 +43,10 @@ class NonFiniteLossError(Exception):
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a finished training leaves: last epoch's metrics, one history entry per epoch, the model's file."""
+    """What a finished training leaves: last epoch's metrics, one history entry per epoch, the model's file.
+
+    `dataset_fingerprint` is that of `Dataset.fingerprint` on rank 0 and empty on the others.
+    """
 
     metrics: dict[str, float]
     history: list[dict[str, float]]
@@ -94,7 +97,7 @@ def train(config: TrialConfig, context: TrialContext) -> TrainingResult:
         trainers.data.datasets.DataError: the data is not where the config says.
         ValueError: the global batch does not divide over the workers, or exceeds the data.
     """
-    _make_reproducible(config, context)
+    make_reproducible(config, context)
     dataset = load_dataset(config.data)
     loader = ViewLoader(
         dataset, config, context.rank, context.world_size, context.device, context.loader_processes
@@ -145,7 +148,8 @@ def train(config: TrialConfig, context: TrialContext) -> TrainingResult:
     model_path = states / MODEL
     if context.rank == 0:
         checkpoint.save_model(states, config.model_dump(mode="json"), model)
-    return TrainingResult(progress.history[-1], progress.history, model_path, dataset.fingerprint)
+    fingerprint = dataset.fingerprint() if context.rank == 0 else ""
+    return TrainingResult(progress.history[-1], progress.history, model_path, fingerprint)
 
 
 def build_model(config: TrialConfig, dataset: Dataset, context: TrialContext) -> ContrastiveModel:
@@ -167,12 +171,18 @@ def load_model(path: Path, config: TrialConfig, dataset: Dataset, context: Trial
     return model.eval()
 
 
-def _make_reproducible(config: TrialConfig, context: TrialContext) -> None:
+def make_reproducible(config: TrialConfig, context: TrialContext) -> None:
+    """Set what a trial's numbers depend on for this process: threads, deterministic kernels, no TF32.
+
+    For training and for evaluation alike.
+    """
     torch.set_num_threads(context.threads)
     torch.use_deterministic_algorithms(config.deterministic)
     # filling fresh memory guards against reading it uninitialised; it costs time and changes no result
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not config.deterministic
+    torch.backends.cudnn.allow_tf32 = False  # precision: float32 means float32
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _parallelise(model: ContrastiveModel, context: TrialContext) -> nn.Module:

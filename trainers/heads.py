@@ -77,7 +77,11 @@ class LinearHead(Head):
 
 
 class DiagonalHead(Head):
-    """Trainable diagonal projector (Table 2): z = w * r, with w one at the start."""
+    """Trainable diagonal projector (Table 2): z = w * r, with w one at the start.
+
+    w is a one-dimensional parameter, so by the released code's rule LARS neither adapts nor decays it,
+    unlike the trainable linear projector that it is compared with. The paper leaves this open.
+    """
 
     def __init__(self, representation_dim: int) -> None:
         super().__init__(representation_dim)
@@ -91,6 +95,9 @@ class OrthogonalHead(Head):
     """Trainable D x D projector, orthogonal at every step (Table 2, App. F).
 
     W = Q exp(A) with Q a fixed random orthogonal matrix and A trained, skew-symmetric and zero at the start.
+    torch stores A as the lower triangle of a parameter that starts at -I. Its diagonal never acts, but
+    it gives LARS a norm to begin with: the first trust ratio is trust_coefficient * sqrt(D) / |g|, where
+    that of a parameter starting at zero would be 1.
     """
 
     def __init__(self, representation_dim: int, source: torch.Generator) -> None:
@@ -123,7 +130,9 @@ class LowRankHead(Head):
         self.register_buffer("right", right.float())
 
     def forward(self, r: Tensor, step: int | None = None) -> Tensor:
-        return r @ self.right @ self.left.T  # (B, D) -> (B, d0) -> (B, D)
+        # In bf16 the factors are off by 0.4 %, and the head would not be the projection it stands for.
+        with torch.autocast(r.device.type, enabled=False):
+            return r.to(self.right.dtype) @ self.right @ self.left.T  # (B, D) -> (B, d0) -> (B, D)
 
 
 class SubvectorHead(Head):

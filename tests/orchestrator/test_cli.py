@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from orchestrator import cli, library
+from orchestrator.store import Store
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("ABLATE", "MLFLOW"))}
 
@@ -70,6 +71,19 @@ MALFORMED = {
     "no data root": ["run", "quickstart", "--recipe", "imagenet"],
     "unknown executor": ["run", "quickstart", "--executor", "inlin"],
     "inline gang": ["run", "quickstart", "--executor", "inline", "--set", "resources.workers=2"],
+    "a store that is a file": ["run", "quickstart", "--store", __file__],
+    "a store's name beyond all limits": ["run", "quickstart", "--store", "a" * 300],
+    "a recipe's path beyond all limits": ["run", "quickstart", "--recipe", "a/" * 3000],
+    "a recipe of another name": [
+        "run",
+        "quickstart",
+        "--recipe",
+        str(Path(__file__).parent / "renamed.yaml"),
+    ],
+    "a tracking URI of the past": ["run", "quickstart", "--tracking-uri", "./mlruns"],
+    "a dimension to choke on": ["run", "quickstart", "--set", "head={kind: subvector, d0: 1e-3000000}"],
+    "a report of no store": ["report", "quickstart", "--store", "nowhere"],
+    "a sync of no store": ["sync", "quickstart", "--store", "nowhere"],
     "no trials at once": ["run", "quickstart", "--max-concurrent", "0"],
     "unknown source": ["report", "quickstart", "--source", "stor"],
     "unknown schema": ["schema", "studdy"],
@@ -96,6 +110,7 @@ def test_malformed_input_exits_2_with_a_short_message_before_anything_starts(
     } | {"\n"}
     assert "orchestrator.launch" not in sys.modules, "what would start Ray was imported"
     assert not (tmp_path / "store").exists()
+    assert not Path("nowhere").exists()
 
 
 def test_messages_reach_a_real_terminal_too() -> None:
@@ -154,4 +169,25 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         text=True,
         check=False,
     )
+    assert done.stderr == ""
+
+
+def test_status_shows_any_error_as_it_is(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.prepare()
+    store.begin_trial("0" * 20, {"head": {"kind": "none"}, "seed": 0, "epochs": 1})
+    error = "[/pytorch/gloo/pair.cc:534] Connection closed by peer [enforce fail]"
+    store.fail_trial("0" * 20, {"error": error})
+    done = ablate("status", ABLATE_STORE=str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert error in done.stdout
+
+
+def test_a_recipe_is_shown_by_its_path_too() -> None:
+    assert "thin_resnet" in ablate("show", str(library.RECIPES / "digits.yaml")).stdout
+
+
+def test_no_verb_at_all_shows_the_verbs() -> None:
+    done = ablate()
+    assert "Usage" in done.stdout
     assert done.stderr == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.cluster import Node, trials_at_once
-from orchestrator.errors import CapacityError
+from orchestrator.errors import CapacityError, SpecError
 from orchestrator.library import load_recipe
 from orchestrator.plan import estimate, jobs, make_plan
 from orchestrator.spec import Resources, evaluation_key, trial_key
@@ -83,13 +84,26 @@ def test_placement_and_labels_are_no_part_of_the_key(change: str) -> None:
 def test_keys_stay_what_they_are() -> None:
     """Golden: a store is found again by a later version, or the change is deliberate."""
     recipe = load_recipe("imagenet").recipe
-    trial = trial_key(recipe.trial(0), 1)
+    config = recipe.trial(0)
+    trial = trial_key(config, 1)
     protocol = recipe.evaluation("linear_probe")
     assert protocol is not None
-    assert (trial, evaluation_key(trial, protocol, 1)) == GOLDEN_KEYS
+    assert (trial, evaluation_key(config, trial, protocol, 1)) == GOLDEN_KEYS
 
 
-GOLDEN_KEYS = ("4f611eb534bbde3b490d", "83f3a202fb86476f7c2f")
+def test_what_is_measured_on_changes_the_evaluation_and_retrains_nothing() -> None:
+    keys = []
+    for sets in ((), ("data.validation_images=100",), ("evaluations.knn.k=5",)):
+        recipe = load_recipe("digits", sets).recipe
+        config, protocol = recipe.trial(0), recipe.evaluation("knn")
+        assert protocol is not None
+        keys.append((trial_key(config, 1), evaluation_key(config, trial_key(config, 1), protocol, 1)))
+    trials, evaluations = zip(*keys, strict=True)
+    assert len(set(trials)) == 1
+    assert len(set(evaluations)) == 3
+
+
+GOLDEN_KEYS = ("2626e885c21a5dfa268e", "689be7edb510a59935b9")
 
 
 @given(st.integers(1, 4096), st.integers(1, 4096))
@@ -129,16 +143,18 @@ def test_only_what_the_store_lacks_is_planned(tmp_path: Path) -> None:
 
     done = everything[0]
     store.begin_trial(done.trial, {})
-    store.commit_trial(done.trial, {"recipe": "digits", "seconds": 7.0})
+    record = {"key": done.trial, "recipe": "digits", "seconds": 40.0, "epochs": 10}
+    store.commit_trial(done.trial, record)
     first, *rest = done.evaluations
-    store.commit_evaluation(first, {}, {}, {})
+    store.commit_evaluation(first, {}, {"trial": done.trial, "seconds": 3.0}, {})
     left = {job.trial: job for job in jobs(plan, store)}
     assert not left[done.trial].train
     assert list(left[done.trial].evaluations) == rest
 
     cost = estimate(plan, list(left.values()), store, at_once=2)
     assert cost is not None
-    assert cost.seconds == 14.0  # three trainings, two at once, 7 s each
+    # three trainings of 20 epochs at 4 s, and eleven evaluations at 3 s, two trials at once
+    assert cost.seconds == (3 * 20 * 4.0 + 11 * 3.0) / 2
     for evaluation in rest:
         store.commit_evaluation(evaluation, {}, {}, {})
     assert done.trial not in {job.trial for job in jobs(plan, store)}
@@ -159,6 +175,9 @@ def test_a_new_seed_adds_only_its_own_trials(tmp_path: Path) -> None:
         ([Node(3, 0), Node(3, 0)], Resources(workers=2, cpus_per_worker=2), 1),
         ([Node(16, 8)] * 4, Resources(workers=32, gpus_per_worker=1), 1),
         ([Node(16, 1)], Resources(gpus_per_worker=0.25), 4),
+        ([Node(16, 1)], Resources(gpus_per_worker=0.2), 5),
+        ([Node(64, 8)], Resources(gpus_per_worker=0.3), 24),
+        ([Node(64, 8)], Resources(workers=4, gpus_per_worker=1), 2),
     ],
 )
 def test_as_many_trials_as_truly_fit(nodes: list[Node], footprint: Resources, fits: int) -> None:
@@ -178,3 +197,23 @@ def test_a_trial_read_back_from_its_record_has_the_same_key() -> None:
     config = load_recipe("digits").recipe.trial(3)
     again = TrialConfig.model_validate_json(config.model_dump_json())
     assert trial_key(again, 1) == trial_key(config, 1)
+
+
+def test_reports_of_changed_recipes_have_a_place_of_their_own() -> None:
+    def label(*sets: str) -> str:
+        return make_plan(["table1"], sets=sets).studies[0].recipe
+
+    assert label() == label("epochs=20") == label("data.root=/x", "resources.loader_processes=2") == "digits"
+    assert label("optimizer.lr=1") == label("optimizer.lr=1.0") != label()
+
+
+def test_data_are_looked_for_where_the_user_is_not_where_a_worker_is() -> None:
+    assert load_recipe("digits", ("data.root=data",)).recipe.trial(0).data.root == os.path.abspath("data")
+
+
+@pytest.mark.parametrize("share", ["1.5", "0.5, resources.workers: 2"])
+def test_shares_of_accelerators_that_cannot_be_given_are_refused(share: str) -> None:
+    sets = tuple(f"resources.{part.strip()}" if ":" not in part else part.strip().replace(": ", "=")
+                 for part in f"gpus_per_worker={share}".split(","))  # fmt: skip
+    with pytest.raises(SpecError, match="takes a whole number, or a share of one GPU"):
+        load_recipe("digits", sets)

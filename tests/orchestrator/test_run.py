@@ -14,6 +14,8 @@ import mlflow
 import pandas as pd
 import pytest
 
+pytestmark = pytest.mark.cluster
+
 TINY = [
     "data.image_size=8",
     "data.train_images=300",
@@ -129,7 +131,7 @@ def test_running_again_repeats_only_what_failed_and_tracks_nothing_twice(
     before, tracked = records(store), points(store)
     again = run(folder)
     assert again.returncode == 3
-    assert again.stdout.startswith("1 trials to train, 0 to evaluate only")
+    assert again.stdout.startswith("1 to train, 0 to evaluate only")
     assert records(store) == before
     assert points(store)[0] == tracked[0] == 4  # the parent and one child for each of three trials
     assert points(store)[1] == tracked[1]

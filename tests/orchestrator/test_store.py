@@ -28,12 +28,14 @@ def test_a_trial_is_finished_only_once_its_record_is_there(store: Store) -> None
     (directory / "checkpoints" / STATE).touch()
     store.fail_trial(KEY, {"error": "lost"})
     assert store.trial_failure(KEY) == {"error": "lost"}
-    store.commit_trial(KEY, {"seconds": 1.5, "recipe": "digits"})
-    assert store.trial_record(KEY) == {"seconds": 1.5, "recipe": "digits"}
+    store.begin_trial(KEY, {"a": 1})
+    assert store.trial_failure(KEY) is None  # a new attempt is under way
+    store.commit_trial(KEY, {"seconds": 6.0, "epochs": 4, "recipe": "digits"})
+    assert store.trial_record(KEY) == {"seconds": 6.0, "epochs": 4, "recipe": "digits"}
     assert store.trial_failure(KEY) is None
     assert not (directory / "checkpoints" / STATE).exists()
-    assert store.training_seconds("digits") == [1.5]
-    assert store.training_seconds("imagenet") == []
+    assert store.seconds_per_epoch("digits") == [1.5]
+    assert store.seconds_per_epoch("imagenet") == []
 
 
 def test_evaluations_keep_their_arrays(store: Store) -> None:
@@ -66,3 +68,12 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(AblateError, match="cannot be written"):
         Store(tmp_path / "file" / "store").prepare()
+    with pytest.raises(AblateError, match="Not a directory"):
+        Store(tmp_path / "file").trial_record(KEY)
+
+
+def test_verbs_that_only_look_refuse_a_store_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(AblateError, match="no store there"):
+        Store(tmp_path).require()
+    Store(tmp_path).prepare()
+    Store(tmp_path).require()

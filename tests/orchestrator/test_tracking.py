@@ -16,6 +16,7 @@ import pytest
 from synthetic import EPOCHS, START, fill, stamp
 
 from orchestrator import tracking
+from orchestrator.errors import AblateError
 from orchestrator.mlflow_access import redacted
 from orchestrator.plan import make_plan
 from orchestrator.projection import field_paths, flatten, milliseconds
@@ -514,7 +515,7 @@ def deaf_server(monkeypatch):
 def test_an_unusable_mlflow_is_one_line_without_credentials_and_soon(small, store, uri):
     fill(small, store)
     started = time.monotonic()
-    with pytest.raises(TrackingError) as caught:
+    with pytest.raises(AblateError) as caught:
         Tracker(uri, store).sync(small, small.studies[0])
     message = str(caught.value)
     assert time.monotonic() - started < 15

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainers.evaluate.features import extract
+from trainers.evaluate.features import extract, full_float32
 
 
 class Backbone(nn.Module):
@@ -34,7 +34,7 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 
 def test_features_are_those_of_evaluation_mode_in_the_order_of_the_batches() -> None:
     backbone, head = Backbone(), nn.Linear(3, 2)
-    features = extract(backbone, head, batches(), "cpu")
+    features = extract(backbone, head, batches(), 10, "cpu")
     centre, spread = torch.tensor([1.0, 2.0, 3.0]), (torch.tensor([4.0, 9.0, 16.0]) + 1e-5).sqrt()
     r = (IMAGES.flatten(1) @ backbone.linear.weight.t() + backbone.linear.bias - centre) / spread
     torch.testing.assert_close(features.representation, r)
@@ -43,15 +43,16 @@ def test_features_are_those_of_evaluation_mode_in_the_order_of_the_batches() -> 
 
 
 def test_without_a_head_the_embedding_is_the_representation() -> None:
-    features = extract(Backbone(), None, batches(), "cpu")
-    assert features.embedding is features.representation
+    for head in (None, nn.Identity()):  # one that returns r is not stored a second time
+        features = extract(Backbone(), head, batches(), 10, "cpu")
+        assert features.embedding is features.representation
 
 
 def test_the_model_is_left_as_it_was_module_by_module() -> None:
     backbone, head = Backbone().train(), nn.Linear(3, 2).eval()
     backbone.norm.eval()  # frozen by its owner
     before = copy.deepcopy(backbone.state_dict())
-    extract(backbone, head, batches(), "cpu")
+    extract(backbone, head, batches(), 10, "cpu")
     assert (backbone.training, backbone.norm.training, backbone.dropout.training) == (True, False, True)
     assert not head.training
     assert all(torch.equal(before[name], tensor) for name, tensor in backbone.state_dict().items())
@@ -66,31 +67,31 @@ def test_the_model_is_left_as_it_was_when_a_batch_fails() -> None:
         raise OSError
 
     with pytest.raises(OSError):  # noqa: PT011
-        extract(backbone, None, broken(), "cpu")
+        extract(backbone, None, broken(), 10, "cpu")
     assert backbone.training
     assert backbone.norm.training
 
 
 def test_float64_models_compute_in_float64_and_deliver_float32() -> None:
     backbone = Backbone().double()
-    features = extract(backbone, None, batches(), "cpu", "float64")
+    features = extract(backbone, None, batches(), 10, "cpu", "float64")
     assert set(backbone.seen) == {torch.float64}
     assert features.representation.dtype == torch.float32
-    reference = extract(backbone.float(), None, batches(), "cpu")
+    reference = extract(backbone.float(), None, batches(), 10, "cpu")
     torch.testing.assert_close(features.representation, reference.representation)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_is_autocast_and_delivers_float32(precision: str) -> None:
     backbone = Backbone()
-    half = extract(backbone, None, batches(), "cpu", precision).representation
-    full = extract(backbone, None, batches(), "cpu").representation
+    half = extract(backbone, None, batches(), 10, "cpu", precision).representation
+    full = extract(backbone, None, batches(), 10, "cpu").representation
     assert half.dtype == torch.float32
     assert 0 < (half - full).abs().max() < 0.05
 
 
 def test_features_can_be_trained_on() -> None:
-    features = extract(Backbone(), nn.Linear(3, 2), batches(), "cpu")
+    features = extract(Backbone(), nn.Linear(3, 2), batches(), 10, "cpu")
     weight = torch.zeros(3, requires_grad=True)
     (features.representation @ weight).sum().backward()
     torch.testing.assert_close(weight.grad, features.representation.sum(dim=0))
@@ -98,4 +99,21 @@ def test_features_can_be_trained_on() -> None:
 
 def test_no_batches_are_refused() -> None:
     with pytest.raises(ValueError, match="no images"):
-        extract(Backbone(), None, [], "cpu")
+        extract(Backbone(), None, [], 0, "cpu")
+    with pytest.raises(ValueError, match=r"^got 10 images to extract features from, expected 11$"):
+        extract(Backbone(), None, batches(), 11, "cpu")
+
+
+def test_full_float32_forbids_tf32_while_it_lasts_and_restores_what_was() -> None:
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, products.allow_tf32
+    try:
+        for state in (True, False):
+            convolutions.allow_tf32 = products.allow_tf32 = state
+            with pytest.raises(OSError), full_float32():  # noqa: PT011, PT012
+                assert not convolutions.allow_tf32
+                assert not products.allow_tf32
+                raise OSError
+            assert (convolutions.allow_tf32, products.allow_tf32) == (state, state)
+    finally:
+        convolutions.allow_tf32, products.allow_tf32 = before

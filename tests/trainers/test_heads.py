@@ -202,13 +202,45 @@ def test_the_orthogonal_head_is_base_times_the_exponential_of_a_skew_matrix() ->
     assert np.abs(got - wanted).max() < 1e-12 * np.abs(wanted).max()
 
 
-def test_under_autocast_the_orthogonal_head_keeps_float32() -> None:
-    head = build_head(EVERY_KIND["orthogonal"], D, 0)
+@pytest.mark.parametrize("kind", ["orthogonal", "low_rank"])
+def test_under_autocast_heads_of_orthonormal_factors_keep_float32(kind: str) -> None:
+    head = build_head(EVERY_KIND[kind], D, 0)
     r = representations().bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         z = head(r)
     assert z.dtype == torch.float32
-    torch.testing.assert_close(z.norm(dim=1), r.float().norm(dim=1), rtol=1e-5, atol=0)
+    wanted = r.double().numpy() @ dense(head.double()).T
+    assert np.abs(z.detach().numpy() - wanted).max() < 1e-6 * np.abs(wanted).max()
+
+
+def test_the_orthogonal_parameter_starts_at_minus_the_identity_which_only_gives_lars_a_norm() -> None:
+    head = build_head(EVERY_KIND["orthogonal"], D, 0).double()
+    stored = head.layer.parametrizations.weight.original
+    assert torch.equal(stored, -torch.eye(D, dtype=torch.float64))
+    head(representations()).pow(4).sum().backward()
+    grad = stored.grad.clone()
+    assert torch.equal(grad.diagonal(), torch.zeros(D, dtype=torch.float64))
+    assert float(grad.norm()) > 0
+    weight = head.layer.weight.detach().clone()
+    stored.data.diagonal().copy_(torch.linspace(-3, 3, D))
+    assert torch.equal(head.layer.weight.detach(), weight)
+    stored.data.copy_(-torch.eye(D))
+    config = configs.Lars(kind="lars", lr=1.0, weight_decay=0.0)
+    build_optimizer(config, head.parameters()).step()
+    torch.testing.assert_close(
+        stored.detach(), -torch.eye(D, dtype=torch.float64) - 0.001 * D**0.5 / grad.norm() * grad
+    )
+
+
+def test_lars_neither_adapts_nor_decays_the_diagonal_head_unlike_the_linear_one() -> None:
+    for kind, adapted in (("diagonal", False), ("linear", True)):
+        head = build_head(EVERY_KIND[kind], D, 0)
+        (weight,) = head.parameters()
+        before = weight.detach().clone()
+        weight.grad = torch.ones_like(weight)
+        build_optimizer(configs.Lars(kind="lars", lr=1.0, weight_decay=0.1), [weight]).step()
+        plain = torch.allclose(weight.detach(), before - 1)
+        assert plain != adapted
 
 
 # --- low rank -----------------------------------------------------------------------------------------

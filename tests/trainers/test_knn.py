@@ -15,7 +15,8 @@ from trainers.evaluate.knn import knn
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
     pixels, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(labels))
-    x = torch.from_numpy(pixels[order]).float() + 0.01 * torch.randn(1797, 64)
+    noise = torch.randn(1797, 64, generator=torch.Generator().manual_seed(0))  # no two equally near
+    x = torch.from_numpy(pixels[order]).float() + 0.01 * noise
     y = torch.from_numpy(labels[order]).long()
     return x[:1297], y[:1297], x[1297:], y[1297:], 10
 
@@ -69,10 +70,12 @@ def test_votes_are_those_of_brute_force_in_plain_python() -> None:
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     data = digits()
     whole = knn(*data, Knn(kind="knn"))
-    monkeypatch.setattr(trainers.evaluate.knn, "_CHUNK_ELEMENTS", 1297 * 7 + 3)
-    parts = knn(*data, Knn(kind="knn"))
-    assert whole[:2] == parts[:2]
-    assert np.array_equal(whole.correct, parts.correct)
+    for elements, least in ((1297 * 7 + 3, 1), (1, 256)):  # 7 queries at a time, and the least of them
+        monkeypatch.setattr(trainers.evaluate.knn, "_CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr(trainers.evaluate.knn, "_MIN_QUERIES", least)
+        parts = knn(*data, Knn(kind="knn"))
+        assert whole[:2] == parts[:2]
+        assert np.array_equal(whole.correct, parts.correct)
 
 
 def test_lengths_do_not_matter() -> None:

@@ -97,9 +97,14 @@ def test_lbfgs_converges_at_the_papers_weight_decay() -> None:
 
 
 def test_the_minimum_depends_neither_on_the_start_nor_on_the_scale_of_useless_directions() -> None:
-    data = collapsed()
-    results = [linear_probe(*data, lbfgs(1e-4), seed=seed) for seed in (0, 1)]
-    assert results[0].loss == pytest.approx(results[1].loss, rel=1e-5)
+    x, y, u, v, k = collapsed()
+    source = torch.Generator().manual_seed(0)
+    noise = [torch.randn(len(a), 20, generator=source) for a in (x, u)]
+    losses = []
+    for seed, scale in ((0, 0.0), (1, 0.0), (0, 1e-8), (0, 1e-5)):
+        a, b = (torch.cat([part, scale * more], dim=1) for part, more in zip((x, u), noise, strict=True))
+        losses.append(linear_probe(a, y, b, v, k, lbfgs(1e-4), seed=seed).loss)
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-5)
 
 
 @pytest.mark.parametrize(("make", "lr"), [(digits, 0.05), (clusters, 0.02), (network, 0.05)])

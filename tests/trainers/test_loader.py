@@ -71,7 +71,7 @@ def in_memory(n: int, channels: int = 3, size: int = 12) -> Dataset:
     images = torch.randint(0, 256, (n, channels, size, size), generator=source, dtype=torch.uint8)
     split = Split(images, None, torch.arange(n))
     names = tuple(map(str, range(n)))
-    return Dataset("noise", split, split, channels, n, names, (0.5,) * channels, (0.25,) * channels, "0")
+    return Dataset("noise", split, split, channels, n, names, (0.5,) * channels, (0.25,) * channels)
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,10 @@ VECTORS = json.loads((Path(__file__).parents[1] / "fixtures" / "schedule.json").
 
 @pytest.mark.parametrize("case", VECTORS, ids=lambda c: f"{c['epochs']}x{c['steps_per_epoch']}")
 def test_every_step_meets_the_released_codes_vectors(case: dict) -> None:
-    wanted = case.pop("lr")
-    assert len(wanted) == case["epochs"] * case["steps_per_epoch"]
-    got = [learning_rate(step, final_factor=0.001, **case) for step in range(len(wanted))]
+    shape = {name: value for name, value in case.items() if name != "lr"}
+    wanted = case["lr"]
+    assert len(wanted) == shape["epochs"] * shape["steps_per_epoch"]
+    got = [learning_rate(step, final_factor=0.001, **shape) for step in range(len(wanted))]
     assert got == pytest.approx(wanted, rel=1e-10, abs=0)
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -38,8 +38,9 @@ class Dataset:
     """A training and a validation split.
 
     Attributes:
-        mean, std: per channel, of pixel values in [0, 1], over the whole training split.
-        fingerprint: sha256 of the arrays in use; for an image folder, of its file names and sizes.
+        mean, std: per channel, of pixel values in [0, 1], over the whole training split; ImageNet's
+            constants for an image folder.
+        root: the folder that an image folder's paths lie in.
     """
 
     name: str
@@ -50,7 +51,20 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    fingerprint: str
+    root: Path | None = None
+
+    def fingerprint(self) -> str:
+        """sha256 of the arrays in use; for an image folder, of its file names and sizes (a stat of each)."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.validation):
+            if split.images is not None:
+                digest.update(str(tuple(split.images.shape)).encode())
+                digest.update(split.images.contiguous().numpy().data)
+            for path in split.paths or ():
+                # Relative, so that the same folder has one fingerprint wherever it lies.
+                digest.update(f"{os.path.relpath(path, self.root)}\0{os.stat(path).st_size}\0".encode())
+            digest.update(split.labels.contiguous().numpy().data)
+        return digest.hexdigest()
 
 
 _TRAINING_IMAGES = {
@@ -88,8 +102,10 @@ def load_dataset(config: DataConfig) -> Dataset:
     Raises:
         DataError: a file is missing or malformed, or the subset is larger than the split.
     """
+    root = None
     if config.kind == "imagefolder":
-        train, validation, names = read_folder(find_folder(config))
+        root = find_folder(config)
+        train, validation, names = read_folder(root)
         channels, mean, std = 3, IMAGENET_MEAN, IMAGENET_STD
     else:
         train, validation, names = READERS[config.kind](config)
@@ -107,7 +123,7 @@ def load_dataset(config: DataConfig) -> Dataset:
         class_names=names,
         mean=mean,
         std=std,
-        fingerprint=_fingerprint((train, validation), config.root if config.kind == "imagefolder" else None),
+        root=root,
     )
 
 
@@ -137,16 +153,3 @@ def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     mean = share @ levels
     std = np.sqrt(np.maximum(share @ levels**2 - mean**2, 1e-12))
     return tuple(mean.tolist()), tuple(std.tolist())
-
-
-def _fingerprint(splits: Iterable[Split], root: str | None) -> str:
-    digest = hashlib.sha256()
-    for split in splits:
-        if split.images is not None:
-            digest.update(str(tuple(split.images.shape)).encode())
-            digest.update(split.images.contiguous().numpy().data)
-        for path in split.paths or ():
-            # Relative, so that the same folder has one fingerprint wherever it lies.
-            digest.update(f"{os.path.relpath(path, root)}\0{os.stat(path).st_size}\0".encode())
-        digest.update(split.labels.contiguous().numpy().data)
-    return digest.hexdigest()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import gzip
 import math
 import os
-import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,18 +41,6 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # As numpy arrays, which pickle out of band: Ray's object store then shares one copy per node.
-        images = None if self.images is None else self.images.numpy()
-        return _split_from_arrays, (images, self.paths, self.labels.numpy())
-
-
-def _split_from_arrays(images: np.ndarray | None, paths: list[str] | None, labels: np.ndarray) -> Split:
-    with warnings.catch_warnings():
-        # Shared memory is read-only, and nothing here ever writes to a split.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return Split(None if images is None else torch.from_numpy(images), paths, torch.from_numpy(labels))
 
 
 Labelled = tuple[Split, Split, tuple[str, ...]]

@@ -238,17 +238,15 @@ def evaluation_batches(
     )
     labelled = (part.labels >= 0).nonzero().squeeze(1)
     for images, labels in fetch(labelled.split(batch_size)):
-        images = images.to(device, non_blocking=True)
-        if part.images is not None:
-            images = evaluation_images(images, config.image_size)
-        yield (
-            normalise(images, dataset.mean, dataset.std, torch.float32),
-            labels.to(device, non_blocking=True),
-        )
+        images = normalise(images.to(device, non_blocking=True), dataset.mean, dataset.std, torch.float32)
+        yield images, labels.to(device, non_blocking=True)
 
 
 class _Unaugmented:
-    """uint8 images and labels at the given indices; those on disk are cropped to the same size."""
+    """uint8 images of the training size, and labels, at the given indices.
+
+    Resized on the CPU: an accelerator rounds otherwise, and probes would depend on where they ran.
+    """
 
     def __init__(self, split: Split, image_size: int) -> None:
         self.split = split
@@ -256,6 +254,6 @@ class _Unaugmented:
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         if self.split.images is not None:
-            return self.split.images[rows], self.split.labels[rows]
+            return evaluation_images(self.split.images[rows], self.image_size), self.split.labels[rows]
         images = [evaluation_photo(load_image(self.split, i), self.image_size) for i in rows.tolist()]
         return torch.stack(images), self.split.labels[rows]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -11,23 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainers.config import (
-    DropoutHead,
-    EvaluationConfig,
-    Knn,
-    LinearProbe,
-    LowRankHead,
-    NoHead,
-    Spectrum,
-    SubvectorHead,
-    SubvectorProbe,
-    TrialConfig,
-    absolute,
-)
+from trainers.config import EvaluationConfig, Knn, LinearProbe, Spectrum, SubvectorProbe, TrialConfig
 from trainers.data.datasets import Dataset, load_dataset
 from trainers.data.loader import evaluation_batches
 from trainers.evaluate import knn, linear_probe, spectrum
-from trainers.evaluate.features import Features, extract
+from trainers.evaluate.features import Features, extract, full_float32
 
 
 @dataclass(frozen=True)
@@ -46,8 +34,8 @@ def evaluate(
     device: torch.device | str,
     loader_processes: int = 0,
     dataset: Dataset | None = None,
-) -> list[EvaluationResult]:
-    """Run every evaluation on one extraction of the features.
+) -> Iterator[EvaluationResult]:
+    """Run every evaluation on one extraction of the features; each result comes as soon as it is there.
 
     Features are of unaugmented images. They are computed in float32 (float64 for a float64 trial)
     even when training was in half precision, whose rounding would hide a collapsed spectrum.
@@ -58,36 +46,38 @@ def evaluate(
         dataset: the trial's data, if it is loaded already.
 
     Raises:
-        ValueError: an evaluation does not fit the trial, such as d0 > D.
+        ValueError: a subvector probe's d0 is not resolved or exceeds D (at once), or kNN asks for more
+            neighbours than there are images (at its turn, like all that follows).
         DataError: the data is missing or cannot be decoded.
         FloatingPointError: a probe diverged.
     """
     d0s = [_probed_dim(trial, e) if isinstance(e, SubvectorProbe) else None for e in evaluations]
-    if not evaluations:
-        return []
     features = _SharedFeatures(trial, backbone, head, torch.device(device), loader_processes, dataset)
-    return [_MEASURES[type(e)](e, features, d0) for e, d0 in zip(evaluations, d0s, strict=True)]
+    return _measured(list(zip(evaluations, d0s, strict=True)), features)
 
 
 def _probed_dim(trial: TrialConfig, probe: SubvectorProbe) -> int:
-    """The d0 of a subvector probe: its own, else the head's; all of D where there is no projector."""
+    """The d0 of a subvector probe, which has to be resolved: fractions and the head's own d0 are a recipe's."""
     dim = trial.backbone.representation_dim
-    if probe.d0 is not None:
-        d0 = absolute(probe.d0, dim)
-    elif isinstance(trial.head, SubvectorHead | LowRankHead | DropoutHead):
-        d0 = absolute(trial.head.d0, dim)
-    elif isinstance(trial.head, NoHead):
-        d0 = dim
-    else:
-        raise ValueError(f"subvector_probe.d0: head {trial.head.kind} has no d0 of its own; name one")
-    if d0 > dim:
-        raise ValueError(f"subvector_probe.d0: got {d0}, takes at most the representation's D = {dim}")
-    return d0
+    if not isinstance(probe.d0, int) or probe.d0 > dim:
+        raise ValueError(
+            f"subvector_probe.d0: got {probe.d0}, takes a number of features up to the representation's D = {dim}"
+        )
+    return probe.d0
+
+
+def _measured(
+    evaluations: list[tuple[EvaluationConfig, int | None]], features: _SharedFeatures
+) -> Iterator[EvaluationResult]:
+    for evaluation, d0 in evaluations:
+        with full_float32():
+            result = _MEASURES[type(evaluation)](evaluation, features, d0)
+        yield result
 
 
 @dataclass
 class _SharedFeatures:
-    """The features of both splits, each extracted when first asked for."""
+    """The features of both splits, each extracted when first asked for. No one asks for z of training."""
 
     trial: TrialConfig
     backbone: nn.Module
@@ -102,20 +92,22 @@ class _SharedFeatures:
 
     @cached_property
     def train(self) -> Features:
-        return self._extract("train")
+        return self._extract("train", None)
 
     @cached_property
     def validation(self) -> Features:
-        return self._extract("validation")
+        return self._extract("validation", self.head)
 
-    def _extract(self, split: Literal["train", "validation"]) -> Features:
+    def _extract(self, split: Literal["train", "validation"], head: nn.Module | None) -> Features:
         batches = evaluation_batches(
             self.dataset, split, self.trial.data, 512, self.device, self.loader_processes
         )
         precision: Literal["float64", "float32"] = (
             "float64" if self.trial.precision == "float64" else "float32"
         )
-        return extract(self.backbone, self.head, batches, self.device, precision)
+        labels = (self.dataset.train if split == "train" else self.dataset.validation).labels
+        count = int((labels >= 0).sum())
+        return extract(self.backbone, head, batches, count, self.device, precision)
 
     def labelled(self, dim: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
         """r[:, :dim] and labels of training and validation, and the number of classes."""

@@ -1,4 +1,7 @@
-"""Linear classification of frozen features: the paper's SGD protocol, or its objective's minimum.
+"""Linear classification of cached features: SGD with the paper's hyper-parameters, or its objective's minimum.
+
+Not the reference protocol, which trains on random crops and flips and reports the best epoch on the
+validation set: here features are of unaugmented images, and the last epoch counts.
 
 Both minimise, over weights W (K, D) and biases b (K,),
 
