@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from orchestrator import library
+from orchestrator.display import plain_table, print_json, scale, show_plan
 from orchestrator.errors import AblateError, SpecError
-from orchestrator.plan import Job, Plan, estimate, jobs, make_plan
+from orchestrator.plan import Job, estimate, jobs, make_plan
 from orchestrator.progress import duration
 from orchestrator.spec import Executor, Recipe, Study
 from orchestrator.store import Store
@@ -49,7 +49,7 @@ def list_(as_json: AsJson = False) -> None:
     studies = [library.load_study(name)[0] for name in library.names(library.STUDIES)]
     recipes = [library.load_recipe(name).recipe for name in library.names(library.RECIPES)]
     if as_json:
-        _print_json(
+        print_json(
             {
                 "studies": {study.name: study.title for study in studies},
                 "recipes": {recipe.name: recipe.title for recipe in recipes},
@@ -58,9 +58,9 @@ def list_(as_json: AsJson = False) -> None:
         return
     for title, rows in (
         ("study", [(study.name, study.title, study.source) for study in studies]),
-        ("recipe", [(recipe.name, recipe.title, _scale(recipe)) for recipe in recipes]),
+        ("recipe", [(recipe.name, recipe.title, scale(recipe)) for recipe in recipes]),
     ):
-        table = _table(title, "", "")
+        table = plain_table(title, "", "")
         for row in rows:
             table.add_row(*row)
         console.print(table)
@@ -71,7 +71,7 @@ def show(study: str, as_json: AsJson = False) -> None:
     """A study (or recipe) as it is understood, with every default filled in."""
     loaded = _load_either(study)
     if as_json:
-        _print_json(loaded.model_dump(mode="json"))
+        print_json(loaded.model_dump(mode="json"))
         return
     console.print(Text.assemble((loaded.name, "bold"), f": {loaded.title}"))
     if isinstance(loaded, Recipe):
@@ -80,7 +80,7 @@ def show(study: str, as_json: AsJson = False) -> None:
     console.print(Text(f"{loaded.source}; recipe {loaded.recipe}, seeds {', '.join(map(str, loaded.seeds))}"))
     if loaded.include:
         console.print(f"consists of {', '.join(loaded.include)}")
-    cells = _table("cell", "label", "override")
+    cells = plain_table("cell", "label", "override")
     for cell in loaded.cells:
         cells.add_row(cell.name, Text(cell.label), Text(json.dumps(cell.set)))
     console.print(cells)
@@ -102,7 +102,7 @@ def plan_(
     slots = _slots_here(plan.recipe)
     cost = estimate(plan, missing, store, slots)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "cells": [cell.__dict__ for cell in plan.cells()],
                 "trials": {key: config.model_dump(mode="json") for key, config in plan.trials.items()},
@@ -112,7 +112,7 @@ def plan_(
             }
         )
         return
-    _show_plan(plan, missing)
+    show_plan(console, plan, missing)
     if not missing:
         console.print("Nothing to do.")
     elif cost:
@@ -175,9 +175,9 @@ def status(store_root: StoreRoot = DEFAULT_STORE, as_json: AsJson = False) -> No
     store = Store(store_root)
     rows = list(store.status())
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
-    table = _table("trial", "recipe", "head", "seed", "state", "epochs", "loss", "seconds")
+    table = plain_table("trial", "recipe", "head", "seed", "state", "epochs", "loss", "seconds")
     for row in rows:
         table.add_row(*(str(row[column]) for column in ("trial", "recipe", "head", "seed")), row["state"],
                       str(row["epochs"]), row["loss"], row["seconds"])  # fmt: skip
@@ -227,7 +227,7 @@ def schema(
 ) -> None:
     """JSON Schema for an editor's completion of the YAML files."""
     model = Study if what == "study" else Recipe
-    _print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()})
+    print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()})
 
 
 def main() -> None:
@@ -322,60 +322,6 @@ def _slots_here(recipe: Recipe) -> int:
     if footprint.gpus_per_worker:
         return 1
     return max(1, (os.cpu_count() or 1) // (footprint.cpus_per_worker * footprint.workers))
-
-
-def _show_plan(plan: Plan, missing: list[Job]) -> None:
-    to_train = {job.trial for job in missing if job.train}
-    to_evaluate = {key for job in missing for key in job.evaluations}
-    for study in plan.studies:
-        table = _table("cell", "head", *(f"seed {seed}" for seed in study.seeds))
-        table.title, table.title_justify = Text(f"{study.name}: {study.study.title}"), "left"
-        first_shown: dict[str, str] = {}
-        rows: dict[str, list[str]] = {}
-        for cell in study.cells:
-            head = plan.trials[cell.trial].head
-            sizes = head.model_dump(exclude={"kind"}, exclude_defaults=True)
-            text = head.kind + (
-                " " + " ".join(f"{name}={value}" for name, value in sizes.items()) if sizes else ""
-            )
-            row = rows.setdefault(cell.name, [cell.name, text])
-            owner = first_shown.setdefault(cell.trial, cell.name)
-            if owner != cell.name:
-                row.append(f"[dim]= {owner}[/dim]")
-            elif cell.trial in to_train:
-                row.append("train")
-            elif to_evaluate & set(cell.evaluations.values()):
-                row.append("evaluate")
-            else:
-                row.append("[green]there[/green]")
-        for row in rows.values():
-            table.add_row(*row)
-        console.print(table)
-    cells = {(cell.study, cell.cell) for cell in plan.cells()}
-    console.print(
-        f"{len(cells)} cells need {len(plan.trials)} trainings and {len(plan.evaluations)} evaluations over "
-        f"{len({config.seed for config in plan.trials.values()})} seeds; {len(to_train)} trainings and "
-        f"{len(to_evaluate)} evaluations are missing."
-    )
-
-
-def _scale(recipe: Recipe) -> str:
-    workers = f"{recipe.resources.workers} x {recipe.resources.gpus_per_worker:g} GPU" if (
-        recipe.resources.gpus_per_worker
-    ) else f"{recipe.resources.workers * recipe.resources.cpus_per_worker} CPU"  # fmt: skip
-    cost = f", about {duration(recipe.cost.seconds)} a trial" if recipe.cost else ""
-    return f"{recipe.epochs} epochs on {workers}{cost}"
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 if __name__ == "__main__":
