@@ -1,6 +1,6 @@
 # A fresh clone needs Python 3.11 or newer and make, nothing else: each target makes .venv when it is missing.
 #   make study PYTHON=/path/to/python3     another interpreter
-#   make test ARGS='tests/test_plan.py'    more arguments to what the target runs
+#   make test ARGS='tests/orchestrator/test_plan.py'    more arguments to what the target runs
 
 PYTHON ?= python3
 ARGS ?=
