@@ -14,10 +14,11 @@ import torch
 
 from orchestrator.library import load_recipe
 from trainers.context import TrialContext
-from trainers.contrastive import _autocast, build_model
+from trainers.contrastive import build_model
 from trainers.data.datasets import load_dataset
 from trainers.data.loader import ViewLoader
 from trainers.lars import build_optimizer
+from trainers.precision import autocast
 
 STEPS = 10
 
@@ -42,7 +43,7 @@ def main() -> None:
         marks = []
         view1, view2, labels = next(batches)
         marks.append(("views", time.process_time()))
-        with _autocast(config, context):
+        with autocast(config.precision, context.device):
             loss, _, _ = model(view1, view2, labels, step)
         marks.append(("forward", time.process_time()))
         loss.backward()

@@ -31,10 +31,9 @@ from trainers.files import HISTORY, MODEL, write_atomically
 from trainers.heads import build_head
 from trainers.lars import build_optimizer
 from trainers.losses import contrastive_loss
+from trainers.precision import autocast
 from trainers.randomness import generator
 from trainers.schedules import learning_rate
-
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class NonFiniteLossError(Exception):
@@ -123,7 +122,7 @@ def train(config: TrialConfig, context: TrialContext) -> TrainingResult:
             )
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            with _autocast(config, context):
+            with autocast(config.precision, context.device):
                 loss, contrastive, correct = parallel(view1, view2, labels, progress.step)
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
@@ -191,11 +190,6 @@ def _parallelise(model: ContrastiveModel, context: TrialContext) -> nn.Module:
     device_ids = [context.device.index] if context.device.type == "cuda" else None
     # synchronised batch norm already keeps buffers equal on all ranks
     return DistributedDataParallel(model, device_ids=device_ids, forward_sync_buffers=False)
-
-
-def _autocast(config: TrialConfig, context: TrialContext) -> torch.autocast:
-    dtype = _AUTOCAST.get(config.precision)
-    return torch.autocast(context.device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def _mean_labelled(labels: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 import colorsys
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -34,14 +33,6 @@ OFF = AugmentConfig(
     mode="batched", crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0, jitter=0, grayscale=0
 )
 N = 24
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def photos(n: int = N, channels: int = 3, height: int = 20, width: int = 20, seed: int = 0) -> Tensor:

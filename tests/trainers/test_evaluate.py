@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -30,14 +28,6 @@ from trainers.evaluate.spectrum import collapsed_fraction, rankme, spectrum
 
 D = 32
 FAST = {"solver": "lbfgs", "weight_decay": 1e-2}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Backbone(nn.Module):

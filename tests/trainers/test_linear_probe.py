@@ -1,7 +1,6 @@
 """Oracles: scikit-learn's LogisticRegression with the matched objective, and torch's own SGD."""
 
 import warnings
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -15,15 +14,6 @@ from torch import Tensor, nn
 from trainers.config import LinearProbe, SubvectorProbe
 from trainers.evaluate.linear_probe import ProbeResult, linear_probe
 from trainers.randomness import generator
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 Data = tuple[Tensor, Tensor, Tensor, Tensor, int]
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-Precision = Literal["float64", "float32", "bf16", "fp16"]
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from trainers.precision import Precision, autocast
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,6 @@ def extract(
     device = torch.device(device)
     modules = [module for module in (backbone, head) if module is not None]
     modes = [(m, m.training) for module in modules for m in module.modules()]
-    dtype = _AUTOCAST.get(precision)
 
     def outputs() -> Iterator[tuple[Tensor, ...]]:
         for images, labels in batches:
@@ -68,7 +65,7 @@ def extract(
     try:
         for module in modules:
             module.eval()
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        with autocast(precision, device):
             found, r, *z = _stacked(outputs(), count, device)
     finally:
         for module, training in modes:
