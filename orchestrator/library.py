@@ -9,7 +9,8 @@ from typing import Any
 from orchestrator import yaml_files
 from orchestrator.errors import SpecError
 from orchestrator.messages import did_you_mean, shorten, validate
-from orchestrator.spec import Cell, Recipe, Study, content_key
+from orchestrator.spec import Cell, Recipe, Study, ToyFamily, content_key
+from trainers.config import ToyConfig
 
 STUDIES = Path(__file__).resolve().parent.parent / "studies"
 RECIPES = STUDIES / "recipes"
@@ -105,6 +106,17 @@ def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
         )
         merged[key] = merge(below, value) if same_kind else value  # type: ignore[arg-type]
     return merged
+
+
+def toy_case(family: ToyFamily, recipe: Recipe, cell: Cell, file: str) -> ToyConfig:
+    """A cell of a theory study: the study's shared fields, under the recipe's override, under the cell's.
+
+    Raises:
+        SpecError: naming the study's file, the cell and the field.
+    """
+    where = f"{file}: cell {cell.name!r} under recipe {recipe.name}"
+    shared = family.model_dump(mode="json", exclude={"networks", "seed"})
+    return validate(ToyConfig, merge(merge(shared, recipe.toy), cell.set), where, prefix="set.")
 
 
 def _locate(name_or_path: str, folder: Path, what: str) -> Path:

@@ -8,7 +8,9 @@ from pathlib import Path
 from statistics import median
 
 from orchestrator.errors import SpecError
-from orchestrator.library import RecipeSource, load_recipe, load_study
+from orchestrator.exhibits import cells_of
+from orchestrator.library import RecipeSource, load_recipe, load_study, toy_case
+from orchestrator.messages import did_you_mean
 from orchestrator.spec import (
     Cell,
     EvaluationKind,
@@ -16,16 +18,21 @@ from orchestrator.spec import (
     Resources,
     Study,
     evaluation_key,
+    toy_key,
     trial_key,
 )
 from orchestrator.store import Store
-from trainers import EVALUATION_VERSION, NUMERICS_VERSION
-from trainers.config import EvaluationConfig, TrialConfig
+from trainers import EVALUATION_VERSION, NUMERICS_VERSION, THEORY_VERSION
+from trainers.config import EvaluationConfig, ToyRun, TrialConfig
 
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """One cell with one seed: which trial serves it and which evaluations it shows."""
+    """One cell with one seed: which trial serves it and which evaluations it shows.
+
+    Attributes:
+        case: of a theory study: the cell's place in its run of toy networks, whose n-th network has seed n.
+    """
 
     study: str
     cell: str
@@ -33,6 +40,7 @@ class PlannedCell:
     seed: int
     trial: str
     evaluations: dict[EvaluationKind, str]
+    case: int | None = None
 
     @property
     def name(self) -> str:
@@ -61,7 +69,7 @@ class Plan:
     recipe: Recipe
     overrides: dict[str, object]
     studies: list[StudyPlan] = field(default_factory=list)
-    trials: dict[str, TrialConfig] = field(default_factory=dict)
+    trials: dict[str, TrialConfig | ToyRun] = field(default_factory=dict)
     evaluations: dict[str, tuple[str, EvaluationConfig]] = field(default_factory=dict)
     resources: dict[str, Resources] = field(default_factory=dict)
 
@@ -74,11 +82,15 @@ class Job:
     """What the store lacks of one trial: its training, some evaluations, or both."""
 
     trial: str
-    config: TrialConfig
+    config: TrialConfig | ToyRun
     train: bool
     evaluations: dict[str, EvaluationConfig]
     resources: Resources
     label: str
+
+    @property
+    def is_toy(self) -> bool:
+        return isinstance(self.config, ToyRun)
 
 
 def make_plan(
@@ -137,7 +149,7 @@ class Estimate:
 
 def estimate(plan: Plan, missing: list[Job], store: Store, at_once: int) -> Estimate | None:
     """Wall seconds with `at_once` trials side by side; None if nothing is known of this recipe's cost."""
-    epochs = [job.config.epochs for job in missing if job.train]
+    epochs = [job.config.epochs for job in missing if isinstance(job.config, TrialConfig) and job.train]
     training = store.seconds_per_epoch(plan.recipe.name)
     if training:
         per_epoch, basis = median(training), f"the median of {len(training)} finished trials of this recipe"
@@ -160,10 +172,52 @@ def _plan_study(
     cells = [
         planned
         for member, member_file in members
-        for cell in member.cells
-        for planned in _plan_cell(member, cell, source.with_cell(cell, member_file), seeds, plan)
+        for planned in (
+            _plan_toys(member, member_file, source.recipe, plan)
+            if member.toy
+            else _plan_trained(member, member_file, source, seeds, plan)
+        )
     ]
+    _refuse_unknown_cells(study, file, cells)
     return StudyPlan(study, tuple(member for member, _ in members), source.label, seeds, tuple(cells))
+
+
+def _plan_trained(
+    study: Study, file: Path, source: RecipeSource, seeds: tuple[int, ...], plan: Plan
+) -> list[PlannedCell]:
+    return [
+        planned
+        for cell in study.cells
+        for planned in _plan_cell(study, cell, source.with_cell(cell, file), seeds, plan)
+    ]
+
+
+def _plan_toys(study: Study, file: Path, recipe: Recipe, plan: Plan) -> list[PlannedCell]:
+    """One trial for the whole study; its seeds are its networks, whatever seeds the trainings have."""
+    assert study.toy is not None
+    cases = tuple(toy_case(study.toy, recipe, cell, str(file)) for cell in study.cells)
+    run = study.toy.run(cases)
+    key = toy_key(run, THEORY_VERSION)
+    plan.trials.setdefault(key, run)
+    plan.resources.setdefault(key, Resources(cpus_per_worker=recipe.resources.cpus_per_worker))
+    return [
+        PlannedCell(study.name, cell.name, cell.label, network, key, {}, case)
+        for case, cell in enumerate(study.cells)
+        for network in range(run.networks)
+    ]
+
+
+def _refuse_unknown_cells(study: Study, file: Path, cells: list[PlannedCell]) -> None:
+    """Cells of included studies that tables, figures and claims name, which a study alone can't check."""
+    known = {cell.name for cell in cells}
+    for what in ("tables", "figures", "claims"):
+        for shown in getattr(study, what):
+            for cell in cells_of(shown):
+                if "/" in cell and cell not in known:
+                    raise SpecError(
+                        f"{file}: {what}.{shown.name}: got cell {cell!r}{did_you_mean(cell, sorted(known))}, "
+                        "takes a cell of an included study"
+                    )
 
 
 def _plan_cell(
@@ -186,9 +240,7 @@ def _plan_cell(
 
 
 def _members(study: Study, file: Path, above: tuple[str, ...] = ()) -> list[tuple[Study, Path]]:
-    """The studies with cells that a study consists of, each once, in order."""
-    if study.cells:
-        return [(study, file)]
+    """The studies that a study consists of, each once, in order; itself last, if it has anything of its own."""
     if study.name in above:
         raise SpecError(f"{file}: include: {' -> '.join((*above, study.name))} goes round in a circle")
     found: dict[str, tuple[Study, Path]] = {}
@@ -196,4 +248,6 @@ def _members(study: Study, file: Path, above: tuple[str, ...] = ()) -> list[tupl
         included, included_file = load_study(name, beside=file)
         for member, member_file in _members(included, included_file, (*above, study.name)):
             found.setdefault(member.name, (member, member_file))
+    if study.cells or study.tables or study.figures or study.claims:
+        found[study.name] = (study, file)
     return list(found.values())

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from orchestrator.exhibits import Claim, Figure, Name, Statistics, Table, cells_of
 from trainers.config import (
     AugmentConfig,
     BackboneConfig,
@@ -26,14 +27,16 @@ from trainers.config import (
     Spectrum,
     SubvectorHead,
     SubvectorProbe,
+    ToyConfig,
+    ToyRun,
     TrialConfig,
     absolute,
     canonical_head,
 )
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$", description="a-z, 0-9, _ . -")]
 EvaluationKind = Literal["linear_probe", "subvector_probe", "knn", "spectrum"]
 Executor = Literal["auto", "inline", "train"]
+Version = Literal["as_published", "as_released", "corrected"]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -80,6 +83,9 @@ class Recipe(Config):
     data: DataConfig
     backbone: BackboneConfig
     projector_dim: Dimension = Field(128, description="output of a trainable projector that names none")
+    faithfulness: dict[str, Version] = Field(
+        {}, description="switches of the ledger (`ablate ledger`): which version of the method to follow"
+    )
     head: HeadConfig = NoHead(kind="none")
     augment: AugmentConfig = AugmentConfig()
     loss: LossConfig = LossConfig()
@@ -87,20 +93,32 @@ class Recipe(Config):
     schedule: ScheduleConfig = ScheduleConfig()
     epochs: int = Field(ge=1, le=100_000)
     batch_size: int = Field(ge=2, le=2**20, description="global, over all workers")
+    lr_batch: int | None = Field(
+        None,
+        ge=1,
+        description="batch that optimizer.lr is meant for: scaled linearly to batch_size; default: not",
+    )
+    gradient_cache: int = Field(
+        1,
+        ge=1,
+        le=4096,
+        description="parts that a worker's share of a batch is passed through the backbone in",
+    )
     precision: Literal["float64", "float32", "bf16", "fp16"] = "float32"
     channels_last: bool = False
     deterministic: bool = True
     online_probe: bool = True
     evaluations: Evaluations = Evaluations()
+    toy: dict[str, Any] = Field({}, description="override of the toy networks of theory studies")
     resources: Resources = Resources()
     cost: Cost | None = None
 
     @model_validator(mode="after")
     def _divides(self) -> Recipe:
-        if self.batch_size % self.resources.workers:
+        parts = self.resources.workers * self.gradient_cache
+        if self.batch_size % parts:
             raise ValueError(
-                f"batch_size: got {self.batch_size}, takes a multiple of resources.workers = "
-                f"{self.resources.workers}"
+                f"batch_size: got {self.batch_size}, takes a multiple of resources.workers x gradient_cache = {parts}"
             )
         self.trial(seed=0)
         self.evaluation("subvector_probe")
@@ -112,6 +130,9 @@ class Recipe(Config):
         fields = {
             name: getattr(self, name) for name in TrialConfig.model_fields if name not in ("seed", "head")
         }
+        if self.lr_batch is not None:
+            lr = self.optimizer.lr * self.batch_size / self.lr_batch
+            fields["optimizer"] = self.optimizer.model_copy(update={"lr": lr})
         if self.data.root is not None:
             # a worker's working directory is not the user's
             root = os.path.abspath(os.path.expanduser(self.data.root))
@@ -141,31 +162,14 @@ class Cell(Config):
     set: dict[str, Any] = Field({}, description="override of the recipe, nested or with dotted paths")
 
 
-class TableRow(Config):
-    cell: Name
-    columns: tuple[Annotated[str, Field(max_length=200)], ...]
-    paper: float | None = Field(None, description="the paper's published value")
+class ToyFamily(ToyConfig):
+    """What the cells of a theory study share; all its cells are one batched run, trained under any recipe."""
 
+    networks: int = Field(10, ge=2, le=10_000, description="independent draws of data and weights a cell")
+    seed: Seed = 0
 
-class Table(Config):
-    """A table of the paper: which cells, how they are named, which metric, the paper's numbers."""
-
-    name: Name
-    title: str = Field(min_length=1, max_length=300)
-    source: str = Field(min_length=1, max_length=200, description="where in the paper")
-    metric: str = Field("linear_probe/top1", pattern=r"^[a-z_]+(/[a-z0-9_]+)+$")
-    metric_label: str = "Top-1 accuracy (%)"
-    columns: tuple[Annotated[str, Field(min_length=1, max_length=60)], ...] = Field(min_length=1)
-    rows: tuple[TableRow, ...] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _rows_fill_columns(self) -> Table:
-        for position, row in enumerate(self.rows):
-            if len(row.columns) != len(self.columns):
-                raise ValueError(
-                    f"rows[{position}].columns: got {len(row.columns)} entries, takes {len(self.columns)}"
-                )
-        return self
+    def run(self, cases: tuple[ToyConfig, ...]) -> ToyRun:
+        return ToyRun(networks=self.networks, seed=self.seed, cases=cases)
 
 
 class Study(Config):
@@ -174,35 +178,59 @@ class Study(Config):
     name: Name
     title: str = Field(min_length=1, max_length=300)
     source: str = Field(min_length=1, max_length=300, description="where in the paper")
-    include: tuple[Name, ...] = Field((), description="studies that this one consists of")
+    summary: str = Field("", max_length=2000, description="what is asked and why, in a sentence or two")
+    include: tuple[Name, ...] = Field((), description="studies that this one consists of, besides its cells")
     recipe: Name = "digits"
     seeds: tuple[Seed, ...] = Field((0,), min_length=1, max_length=1000)
+    toy: ToyFamily | None = Field(None, description="makes it a theory study: cells override these networks")
     cells: tuple[Cell, ...] = Field((), max_length=10_000)
     evaluations: tuple[EvaluationKind, ...] = ("linear_probe",)
     tables: tuple[Table, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    statistics: Statistics = Statistics()
+    not_run: tuple[Annotated[str, Field(min_length=1, max_length=500)], ...] = Field(
+        (), description="what of the paper's section is not covered here, and why"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
-        if bool(self.cells) == bool(self.include):
-            raise ValueError("takes either `cells` or `include`, and one of them")
+        if not self.cells and not self.include:
+            raise ValueError("cells: got none and no `include` either, takes one of them")
         _refuse_repeats("seeds", list(self.seeds))
+        _refuse_repeats("include", list(self.include))
         _refuse_repeats("cells", [cell.name for cell in self.cells])
-        _refuse_repeats("tables", [table.name for table in self.tables])
-        known = {cell.name for cell in self.cells}
-        for table in self.tables:
-            for position, row in enumerate(table.rows):
-                if row.cell not in known:
-                    raise ValueError(
-                        f"tables.{table.name}.rows[{position}].cell: got {row.cell!r}, takes a cell of this "
-                        f"study: {', '.join(sorted(known)) or 'there are none'}"
-                    )
-            kind = table.metric.split("/")[0]
-            if kind not in self.evaluations:
-                raise ValueError(
-                    f"tables.{table.name}.metric: got {table.metric!r}, takes a metric of this study's "
-                    f"evaluations: {', '.join(self.evaluations)}"
-                )
+        for what in ("tables", "figures", "claims"):
+            shown = getattr(self, what)
+            _refuse_repeats(what, [one.name for one in shown])
+            for one in shown:
+                self._knows_cells(f"{what}.{one.name}", cells_of(one))
+        if self.toy is None:
+            for table in self.tables:
+                for metric in (table.metric, *(row.metric for row in table.rows if row.metric)):
+                    self._measures(f"tables.{table.name}.metric", metric)
         return self
+
+    def _knows_cells(self, where: str, cells: list[str]) -> None:
+        """Own cells are checked here, those of included studies when the plan knows them."""
+        known = {cell.name for cell in self.cells}
+        for cell in cells:
+            study, _, name = cell.rpartition("/")
+            if (study in ("", self.name) and name not in known) or (
+                study and study not in (self.name, *self.include)
+            ):
+                raise ValueError(
+                    f"{where}: got cell {cell!r}, takes a cell of this study: "
+                    f"{', '.join(sorted(known)) or 'there are none'}"
+                    + (f"; or study/cell of {', '.join(self.include)}" if self.include else "")
+                )
+
+    def _measures(self, where: str, metric: str) -> None:
+        kind = metric.split("/")[0]
+        if kind not in (*self.evaluations, "pretrain"):
+            raise ValueError(
+                f"{where}: got {metric!r}, takes a metric of this study's evaluations: {', '.join(self.evaluations)}"
+            )
 
 
 def _refuse_repeats(field: str, values: list[Any]) -> None:
@@ -215,6 +243,11 @@ def trial_key(config: TrialConfig, numerics_version: int) -> str:
     """Content hash of everything that can change a training. Where the data lie is outside."""
     content = config.model_dump(mode="json", exclude={"data": {"root", "validation_images"}})
     return content_key({"trial": content, "numerics": numerics_version})
+
+
+def toy_key(run: ToyRun, version: int) -> str:
+    """Content hash of a figure's toy networks."""
+    return content_key({"toy": run.model_dump(mode="json"), "numerics": version})
 
 
 def evaluation_key(config: TrialConfig, trial: str, protocol: EvaluationConfig, version: int) -> str:

@@ -1,6 +1,7 @@
 """The durable truth: records of trials and evaluations under one root.
 
-    <root>/trials/<key>/        config.json, history.jsonl, checkpoints/, record.json | failure.json
+    <root>/trials/<key>/        config.json, history.jsonl, checkpoints/, record.json | failure.json;
+                                arrays.npz of toy networks
     <root>/evaluations/<key>/   config.json, arrays.npz, record.json
     <root>/studies/<study>@<recipe>/report/
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from orchestrator.errors import AblateError, SpecError
 from trainers.files import HISTORY, STATE, write_atomically
 
 Record = dict[str, Any]
+Arrays = dict[str, np.ndarray]
+ARRAYS = "arrays.npz"
 _KEY = re.compile(r"[0-9a-f]{20}")
 
 
@@ -88,11 +92,16 @@ class Store:
         self.clear_failure(key)
         return directory
 
-    def commit_trial(self, key: str, record: Record) -> None:
+    def commit_trial(self, key: str, record: Record, arrays: Arrays | None = None) -> None:
         directory = self.trial_directory(key)
+        if arrays is not None:
+            _write_arrays(directory / ARRAYS, arrays)
         _write(directory / "record.json", record)
         (directory / "checkpoints" / STATE).unlink(missing_ok=True)
         self.clear_failure(key)
+
+    def trial_arrays(self, key: str) -> Arrays | None:
+        return _read_arrays(self.trial_directory(key) / ARRAYS)
 
     def clear_failure(self, key: str) -> None:
         (self.trial_directory(key) / "failure.json").unlink(missing_ok=True)
@@ -120,10 +129,12 @@ class Store:
             yield {
                 "trial": key,
                 "recipe": record["recipe"] if record else "",
-                "head": config["head"]["kind"],
+                "head": config["head"]["kind"]
+                if "head" in config
+                else f"{len(config['cases'])} toy networks",
                 "seed": config["seed"],
                 "state": state,
-                "epochs": f"{len(history)}/{config['epochs']}",
+                "epochs": f"{len(history)}/{config['epochs']}" if "epochs" in config else "",
                 "loss": f"{history[-1]['loss']:.4f}" if history else "",
                 "seconds": f"{record['seconds']:.1f}" if record else "",
                 "error": failure["error"] if failure else None,
@@ -149,17 +160,14 @@ class Store:
     def evaluation_record(self, key: str) -> Record | None:
         return _read(self.evaluation_directory(key) / "record.json")
 
-    def evaluation_arrays(self, key: str) -> dict[str, np.ndarray]:
-        with np.load(self.evaluation_directory(key) / "arrays.npz", allow_pickle=False) as arrays:
-            return dict(arrays)
+    def evaluation_arrays(self, key: str) -> Arrays | None:
+        return _read_arrays(self.evaluation_directory(key) / ARRAYS)
 
-    def commit_evaluation(
-        self, key: str, config: Record, record: Record, arrays: dict[str, np.ndarray]
-    ) -> None:
+    def commit_evaluation(self, key: str, config: Record, record: Record, arrays: Arrays) -> None:
         directory = self.evaluation_directory(key)
         directory.mkdir(parents=True, exist_ok=True)
         _write(directory / "config.json", config)
-        np.savez_compressed(directory / "arrays.npz", **arrays)  # type: ignore[arg-type]
+        _write_arrays(directory / ARRAYS, arrays)
         _write(directory / "record.json", record)
 
 
@@ -183,6 +191,22 @@ def _read(path: Path) -> Record | None:
     if not isinstance(record, dict):
         raise AblateError(f"{path}: not a record; remove it to have its work done again")
     return record
+
+
+def _read_arrays(path: Path) -> Arrays | None:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, zipfile.BadZipFile):
+        raise AblateError(f"{path}: not readable; remove its folder to have its work done again") from None
+
+
+def _write_arrays(path: Path, arrays: Arrays) -> None:
+    partial = path.with_name(f".{path.name}.partial.npz")
+    np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]
+    partial.replace(path)
 
 
 def _write(path: Path, content: Record) -> None:

@@ -1,7 +1,7 @@
 """What one trial does. Knows nothing of Ray, MLflow or studies.
 
 Entry points for the orchestrator: `trainers.config` (what a trial is),
-`trainers.contrastive.train` and `trainers.evaluate.evaluate`.
+`trainers.contrastive.train`, `trainers.evaluate.evaluate` and `trainers.theory.run_toys`.
 """
 
 NUMERICS_VERSION = 1
@@ -9,3 +9,6 @@ NUMERICS_VERSION = 1
 
 EVALUATION_VERSION = 1
 """Part of every evaluation key, beside its trial's: raised when a change can change a measurement alone."""
+
+THEORY_VERSION = 1
+"""Part of every key of toy networks: raised when a change can change theirs."""

@@ -129,9 +129,13 @@ class LinearHead(Config):
 
 
 class DiagonalHead(Config):
-    """Trainable diagonal projector (Table 2), initialised to ones."""
+    """Trainable diagonal projector (Table 2), initialised to ones.
+
+    Under LARS a vector is neither adapted nor decayed; `as_matrix` has it treated like the linear projector.
+    """
 
     kind: Literal["diagonal"]
+    as_matrix: bool = False
 
 
 class OrthogonalHead(Config):
@@ -261,18 +265,26 @@ class AugmentConfig(Config):
 
 
 class LossConfig(Config):
-    kind: Literal["infonce", "ntxent"] = "infonce"
+    """Which negatives an image has: the other view's (`infonce`, N - 1, as released), both views'
+    (`ntxent`, 2N - 2, SimCLR) or its own view's (`same_view`, N - 1, the paper's Eq. 2 and Section 6.2).
+    """
+
+    kind: Literal["infonce", "ntxent", "same_view"] = "infonce"
     temperature: float = Field(0.1, gt=0, le=100)
 
 
 class Lars(Config):
-    """Norm of the sum: trust * |p| / |g + wd p|; 1-d parameters neither decayed nor adapted."""
+    """Trust ratio trust * |p| / |g + wd p| (`of_sum`), or over |g| + wd |p| (`sum_of_norms`, You et al. 2017).
+
+    1-d parameters are neither decayed nor adapted.
+    """
 
     kind: Literal["lars"]
     lr: float = Field(gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-6, ge=0)
     trust_coefficient: float = Field(0.001, gt=0)
+    norm: Literal["of_sum", "sum_of_norms"] = "of_sum"
 
 
 class Sgd(Config):
@@ -316,6 +328,9 @@ class TrialConfig(Config):
     channels_last: bool = False
     deterministic: bool = True
     online_probe: bool = True
+    gradient_cache: int = Field(
+        1, ge=1, le=4096, description="parts that each step's batch is passed through the backbone in"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> TrialConfig:
@@ -334,20 +349,33 @@ class TrialConfig(Config):
 
 
 class LinearProbe(Config):
-    """Linear classifier on cached features, all weights N(0, 0.01) at the start.
+    """Linear classifier on frozen features, all weights N(0, 0.01) at the start.
 
-    `sgd` has the paper's hyper-parameters and a constant learning rate; `lbfgs` minimises the same
-    objective to convergence. Neither is the reference protocol: that trains on random crops and flips
-    and reports the best epoch on the validation set, this on unaugmented images and the last.
+    `cached` trains on features of unaugmented images, computed once; `reference` on new random crops and
+    flips each epoch, as the released code does, at the cost of a pass through the backbone each.
+    `sgd` has the paper's hyper-parameters; `lbfgs` minimises the same objective to convergence (cached
+    only). The released code builds a cosine schedule and never steps it (`constant`), and reports the
+    best epoch on the very validation set (`best`).
     """
 
     kind: Literal["linear_probe"] = "linear_probe"
+    protocol: Literal["cached", "reference"] = "cached"
     solver: Literal["sgd", "lbfgs"] = "sgd"
+    schedule: Literal["constant", "cosine"] = "constant"
+    select: Literal["last", "best"] = Field("last", description="epoch that is reported")
+    crop_scale: tuple[Probability, Probability] = Field((0.08, 1.0), description="of the reference protocol")
+    flip: Probability = Field(0.5, description="of the reference protocol")
     lr: float = Field(0.1, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-6, ge=0)
     batch_size: int = Field(256, ge=1)
     epochs: int = Field(100, ge=1, le=100_000)
+
+    @model_validator(mode="after")
+    def _solvable(self) -> LinearProbe:
+        if self.protocol == "reference" and self.solver == "lbfgs":
+            raise ValueError("solver: got 'lbfgs', takes sgd under protocol reference, whose images change")
+        return self
 
 
 class SubvectorProbe(LinearProbe):
@@ -376,3 +404,51 @@ EvaluationConfig = Annotated[
     LinearProbe | SubvectorProbe | Knn | Spectrum,
     Field(discriminator="kind"),
 ]
+
+
+# --- the theory's toy networks ------------------------------------------------------------------
+
+
+class ToyConfig(Config):
+    """One case of a theory figure: L square layers on Gaussian data, trained by plain SGD (Sections 4, 5, App. C).
+
+    x ~ N(0, I) and x' = x + e with cov(e) = amplitude * I on the last `noisy_dims` dimensions and 0 on the
+    others (Section 4.2), so that the covariance of x' - x is the paper's block_diag(0, k I).
+    """
+
+    dim: int = Field(16, ge=2, le=256)
+    layers: int = Field(1, ge=1, le=16)
+    relu: bool = Field(False, description="between layers (App. C)")
+    bias: bool = Field(False, description="as the released code's first toy task has it")
+    amplitude: float = Field(0.0, ge=0, le=1000, description="k: variance of the augmentation noise")
+    noisy_dims: int = Field(8, ge=0, le=256)
+    loss: Literal["eq2", "inner_product"] = Field(
+        "eq2", description="Eq. 2: squared distances; inner_product: the released toy code's one-way InfoNCE"
+    )
+    temperature: float = Field(0.1, gt=0, le=100, description="of inner_product")
+    initial: Literal["random", "decaying"] = Field(
+        "random", description="random: N(0, 1/dim); decaying: random singular vectors, values exp(-decay k)"
+    )
+    decay: float = Field(0.35, ge=0, le=10)
+    initial_scale: float = Field(1.0, gt=0, le=100)
+    samples: int = Field(10_000, ge=2, le=1_000_000)
+    batch_size: int = Field(128, ge=2, le=100_000)
+    iterations: int = Field(10_000, ge=1, le=10_000_000)
+    lr: float = Field(0.001, gt=0, description="of the loss averaged over the batch")
+    record_every: int = Field(100, ge=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> ToyConfig:
+        if self.noisy_dims > self.dim:
+            raise ValueError(f"noisy_dims: got {self.noisy_dims}, takes at most dim = {self.dim}")
+        if self.batch_size > self.samples:
+            raise ValueError(f"batch_size: got {self.batch_size}, takes at most samples = {self.samples}")
+        return self
+
+
+class ToyRun(Config):
+    """All cases of a figure, each with `networks` independent draws of data and weights, in one batched run."""
+
+    networks: int = Field(10, ge=1, le=10_000)
+    seed: int = Field(0, ge=0, lt=2**31)
+    cases: tuple[ToyConfig, ...] = Field(min_length=1, max_length=1000)

@@ -8,10 +8,10 @@ from typing import Protocol
 
 import pandas as pd
 
+from orchestrator.exhibits import Table
 from orchestrator.plan import PlannedCell, StudyPlan
 from orchestrator.report.escape import one_line
-from orchestrator.spec import Table
-from orchestrator.store import Record
+from orchestrator.store import Arrays, Record
 
 COLUMNS = ("study", "cell", "label", "recipe", "seed", "trial", "metric", "value", "paper")
 SHOWN_OF_TRAINING = ("loss", "online_top1")
@@ -27,6 +27,15 @@ class Records(Protocol):
 
     def evaluation_record(self, key: str) -> Record | None: ...
 
+    def evaluation_arrays(self, key: str) -> Arrays | None:
+        """Per-example correctness, singular values; None where there are none."""
+
+    def trial_arrays(self, key: str) -> Arrays | None:
+        """What a run of toy networks left for its figures."""
+
+    def history(self, key: str) -> list[dict[str, float]]:
+        """One entry per finished epoch."""
+
 
 class Snapshot:
     """Records as they were when first asked for: all parts of a report agree while trials still run."""
@@ -35,6 +44,9 @@ class Snapshot:
         self.trial_record = functools.cache(records.trial_record)
         self.trial_failure = functools.cache(records.trial_failure)
         self.evaluation_record = functools.cache(records.evaluation_record)
+        self.evaluation_arrays = functools.cache(records.evaluation_arrays)
+        self.trial_arrays = functools.cache(records.trial_arrays)
+        self.history = functools.cache(records.history)
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,8 @@ def holes(study: StudyPlan, records: Records) -> list[Hole]:
     """What a study lacks, in its order."""
     found = []
     for cell in study.cells:
+        if cell.case is not None and cell.seed > 0:
+            continue  # the networks of a cell come and fail together
         failure = records.trial_failure(cell.trial)
         reason = f"failed: {one_line(failure['error'])}" if failure else "not done yet"
         if records.trial_record(cell.trial) is None:
@@ -112,6 +126,8 @@ def _cell_metrics(cell: PlannedCell, records: Records) -> dict[str, float]:
     record = records.trial_record(cell.trial)
     if record is None:
         return {}
+    if cell.case is not None:
+        return {metric: values[cell.seed] for metric, values in sorted(record["cases"][cell.case].items())}
     metrics = {
         metric_name(kind, name): value
         for kind, key in cell.evaluations.items()

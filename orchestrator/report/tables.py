@@ -12,11 +12,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from orchestrator.exhibits import Table, TableRow
 from orchestrator.plan import StudyPlan
 from orchestrator.report import escape
 from orchestrator.report.frames import Hole, Records, cells_frame, holes, table_metric
 from orchestrator.report.statistics import Interval, mean_interval
-from orchestrator.spec import Study, Table, TableRow
+from orchestrator.spec import Study
 
 TICK = "✓"
 NONE = "—"
