@@ -20,6 +20,7 @@ from orchestrator.plan import Job, estimate, jobs, make_plan
 from orchestrator.progress import duration
 from orchestrator.spec import Executor, Recipe, Study
 from orchestrator.store import Store
+from trainers.config import TrialConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -300,7 +301,8 @@ def _check_data(recipe: Recipe, missing: list[Job]) -> None:
         return
     from trainers.data.datasets import DataError, check_data
 
-    for data, batch_size in {(job.config.data, job.config.batch_size) for job in missing}:
+    trained = [job.config for job in missing if isinstance(job.config, TrialConfig)]
+    for data, batch_size in {(config.data, config.batch_size) for config in trained}:
         try:
             check_data(data, batch_size)
         except DataError as error:

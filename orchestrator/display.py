@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.plan import Job, Plan
+from orchestrator.plan import Job, Plan, StudyPlan
 from orchestrator.progress import duration
-from orchestrator.spec import Recipe
+from orchestrator.spec import Recipe, Study
+from trainers.config import ToyRun, TrialConfig
 
 
 def show_plan(console: Console, plan: Plan, missing: list[Job]) -> None:
@@ -20,12 +21,20 @@ def show_plan(console: Console, plan: Plan, missing: list[Job]) -> None:
     to_train = {job.trial for job in missing if job.train}
     to_evaluate = {key for job in missing for key in job.evaluations}
     for study in plan.studies:
+        for member in study.members:
+            if member.toy:
+                console.print(_toy_line(study, member, to_train))
+        if all(cell.case is not None for cell in study.cells):
+            continue
         table = plain_table("cell", "head", *(f"seed {seed}" for seed in study.seeds))
         table.title, table.title_justify = Text(f"{study.name}: {study.study.title}"), "left"
         first_shown: dict[str, str] = {}
         rows: dict[str, list[str]] = {}
         for cell in study.cells:
-            head = plan.trials[cell.trial].head
+            config = plan.trials[cell.trial]
+            if isinstance(config, ToyRun):
+                continue
+            head = config.head
             sizes = head.model_dump(exclude={"kind"}, exclude_defaults=True)
             text = head.kind + (
                 " " + " ".join(f"{name}={value}" for name, value in sizes.items()) if sizes else ""
@@ -43,12 +52,37 @@ def show_plan(console: Console, plan: Plan, missing: list[Job]) -> None:
         for row in rows.values():
             table.add_row(*row)
         console.print(table)
-    cells = {(cell.study, cell.cell) for cell in plan.cells()}
-    console.print(
-        f"{len(cells)} cells need {len(plan.trials)} trainings and {len(plan.evaluations)} evaluations over "
-        f"{len({config.seed for config in plan.trials.values()})} seeds; {len(to_train)} trainings and "
-        f"{len(to_evaluate)} evaluations are missing."
-    )
+    console.print(_summary(plan, missing))
+
+
+def _toy_line(study: StudyPlan, member: Study, to_train: set[str]) -> Text:
+    """A theory study is one run, whatever the seeds."""
+    cells = [cell for cell in study.cells if cell.study == member.name]
+    state = "train" if cells[0].trial in to_train else "there"
+    return Text(f"{member.name}: {len(member.cells)} cells of toy networks, one run of {len(cells)}: {state}")
+
+
+def _summary(plan: Plan, missing: list[Job]) -> str:
+    """'31 cells need 18 trainings a seed ...'"""
+    trained = {key for key, config in plan.trials.items() if isinstance(config, TrialConfig)}
+    cells = plan.cells()
+    lines = []
+    if trained:
+        shown = {cell.name for cell in cells if cell.trial in trained}
+        seeds = len({plan.trials[key].seed for key in trained})
+        to_train = sum(job.train for job in missing if not job.is_toy)
+        to_evaluate = sum(len(job.evaluations) for job in missing)
+        lines.append(
+            f"{len(shown)} cells need {len(trained)} trainings and {len(plan.evaluations)} evaluations over "
+            f"{seeds} seeds; {to_train} trainings and {to_evaluate} evaluations are missing."
+        )
+    if toys := plan.trials.keys() - trained:
+        shown = {cell.name for cell in cells if cell.case is not None}
+        lines.append(
+            f"{len(shown)} cells of toy networks need {len(toys)} runs; "
+            f"{sum(job.is_toy for job in missing)} are missing."
+        )
+    return "\n".join(lines)
 
 
 def scale(recipe: Recipe) -> str:

@@ -160,7 +160,18 @@ class OrderClaim(_Claim):
     test: Literal["order"]
     cells: tuple[CellName, ...] = Field(min_length=2, max_length=20, description="highest first")
     metric: Metric = "linear_probe/top1"
+    metrics: tuple[Metric, ...] | None = Field(None, description="one a cell, where they differ")
     margin: float = Field(0.0, ge=0, description="how much 'much higher' means")
+
+    @model_validator(mode="after")
+    def _one_metric_a_cell(self) -> OrderClaim:
+        if self.metrics is not None and len(self.metrics) != len(self.cells):
+            raise ValueError(f"metrics: got {len(self.metrics)}, takes one for each of {len(self.cells)} cells")
+        return self
+
+    def metric_of(self, position: int) -> str:
+        """The metric that the cell at this position of the chain is judged by."""
+        return self.metrics[position] if self.metrics else self.metric
 
 
 class EquivalenceClaim(_Claim):

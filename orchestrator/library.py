@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import yaml_files
+from orchestrator import ledger, yaml_files
 from orchestrator.errors import SpecError
 from orchestrator.messages import did_you_mean, shorten, validate
+from orchestrator.overrides import expand, merge
 from orchestrator.spec import Cell, Recipe, Study, ToyFamily, content_key
 from trainers.config import ToyConfig
 
@@ -39,7 +40,8 @@ class RecipeSource:
             SpecError: naming the study's file, the cell and the field.
         """
         where = f"{study_file}: cell {cell.name!r} under recipe {self.base.name}"
-        return validate(Recipe, merge(self.raw, expand(cell.set, where)), where, prefix="set.")
+        raw = merge(self.raw, expand(cell.set, where))
+        return validate(Recipe, ledger.apply(raw, where), where, prefix="set.")
 
 
 def names(folder: Path) -> list[str]:
@@ -63,7 +65,7 @@ def load_study(name_or_path: str, beside: Path | None = None) -> tuple[Study, Pa
 def load_recipe(name_or_path: str, sets: tuple[str, ...] = ()) -> RecipeSource:
     """A recipe by name or path, under `--set path=value` overrides (value is YAML)."""
     path = _locate(name_or_path, RECIPES, "recipe")
-    base = recipe = validate(Recipe, yaml_files.load_mapping(path), str(path))
+    base = recipe = _recipe(yaml_files.load_mapping(path), str(path))
     _require_own_name(base.name, path)
     raw = recipe.model_dump(mode="json")  # with the defaults, so that an override may name just one field
     overrides: dict[str, Any] = {}
@@ -76,36 +78,8 @@ def load_recipe(name_or_path: str, sets: tuple[str, ...] = ()) -> RecipeSource:
     if overrides:
         # all at once: one override may be allowed only by another
         raw = merge(raw, overrides)
-        recipe = validate(Recipe, raw, " ".join(f"--set {assignment}" for assignment in sets))
+        recipe = _recipe(raw, " ".join(f"--set {assignment}" for assignment in sets))
     return RecipeSource(base, raw, recipe, overrides)
-
-
-def expand(overrides: dict[str, Any], where: str) -> dict[str, Any]:
-    """{"optimizer.lr": 1} -> {"optimizer": {"lr": 1}}."""
-    expanded: dict[str, Any] = {}
-    for path, value in overrides.items():
-        parts = path.split(".")
-        if not all(parts):
-            raise SpecError(f"{where}: {path!r}: takes a dotted path such as optimizer.lr")
-        nested: Any = expand(value, where) if isinstance(value, dict) else value
-        for part in reversed(parts):
-            nested = {part: nested}
-        expanded = merge(expanded, nested)
-    return expanded
-
-
-def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
-    """Override laid over base, mapping by mapping. A new `kind` replaces: other kinds' fields don't carry over."""
-    merged = dict(base)
-    for key, value in override.items():
-        below = merged.get(key)
-        same_kind = (
-            isinstance(value, dict)
-            and isinstance(below, dict)
-            and ("kind" not in value or value["kind"] == below.get("kind"))
-        )
-        merged[key] = merge(below, value) if same_kind else value  # type: ignore[arg-type]
-    return merged
 
 
 def toy_case(family: ToyFamily, recipe: Recipe, cell: Cell, file: str) -> ToyConfig:
@@ -136,6 +110,10 @@ def _locate(name_or_path: str, folder: Path, what: str) -> Path:
             f"or one of {', '.join(known)}"
         )
     return folder / f"{name_or_path}.yaml"
+
+
+def _recipe(raw: dict[str, Any], where: str) -> Recipe:
+    return validate(Recipe, ledger.apply(raw, where), where)
 
 
 def _require_own_name(name: str, path: Path) -> None:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.plan import Job
+from trainers.config import ToyRun
 
 _LINE_EVERY_S = 15.0
 
@@ -50,10 +51,7 @@ class Progress:
     started: float = field(default_factory=lambda: time.monotonic())
 
     def __post_init__(self) -> None:
-        self.rows = {
-            job.trial: _Row(job.label, job.config.seed, job.config.epochs if job.train else 0)
-            for job in self.jobs
-        }
+        self.rows = {job.trial: _Row(job.label, job.config.seed, _epochs(job)) for job in self.jobs}
         self._live = Live(
             get_renderable=self._draw, console=self.console, refresh_per_second=2, transient=True
         )
@@ -132,6 +130,13 @@ class Progress:
         waiting = self.count("waiting")
         why = f"waiting: {waiting}, as {self.at_once} fit side by side" if waiting else ""
         return Group(table, self._summary(), Text(why, "dim"))
+
+
+def _epochs(job: Job) -> int:
+    """Steps of a job's bar: epochs of a training; a run of toy networks reports every hundredth."""
+    if isinstance(job.config, ToyRun):
+        return 100
+    return job.config.epochs if job.train else 0
 
 
 def duration(seconds: float | None) -> str:

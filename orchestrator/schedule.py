@@ -95,6 +95,8 @@ def run_jobs(
 
 
 def _executor(wanted: Executor, job: Job) -> str:
+    if job.is_toy:
+        return "inline"
     if wanted != "auto":
         return wanted
     return "inline" if job.resources.workers == 1 else "train"
@@ -137,6 +139,9 @@ def _work_inline(job: Job, recipe: str, store: Store) -> None:
 
     from orchestrator import work
 
+    if job.is_toy:
+        work.train_toys(job, store, tune.report)
+        return
     device = torch.device("cuda", 0) if job.resources.gpus_per_worker else torch.device("cpu")
     if job.train:
         work.train_trial(job, recipe, store, "inline", {"device": device}, tune.report)

@@ -32,6 +32,7 @@ from trainers.config import (
     TrialConfig,
     absolute,
     canonical_head,
+    canonical_probe,
 )
 
 EvaluationKind = Literal["linear_probe", "subvector_probe", "knn", "spectrum"]
@@ -142,6 +143,8 @@ class Recipe(Config):
     def evaluation(self, kind: EvaluationKind) -> EvaluationConfig | None:
         """The protocol of one kind, with d0 resolved; None where it doesn't apply (no subvector to probe)."""
         protocol: EvaluationConfig = getattr(self.evaluations, kind)
+        if isinstance(protocol, LinearProbe):
+            protocol = canonical_probe(protocol)
         if not isinstance(protocol, SubvectorProbe):
             return protocol
         dim = self.backbone.representation_dim

@@ -20,12 +20,14 @@ import torch
 
 from orchestrator.plan import Job
 from orchestrator.store import Store
-from trainers import EVALUATION_VERSION, NUMERICS_VERSION
+from trainers import EVALUATION_VERSION, NUMERICS_VERSION, THEORY_VERSION
+from trainers.config import ToyRun, TrialConfig
 from trainers.context import TrialContext
 from trainers.contrastive import load_model, make_reproducible, train
 from trainers.data.datasets import load_dataset
 from trainers.evaluate import evaluate
 from trainers.files import MODEL
+from trainers.theory import run_toys
 
 _PACKAGES = ("torch", "torchvision", "ray", "numpy", "mlflow", "pandas")
 
@@ -39,6 +41,7 @@ def train_trial(
     report: Callable[..., None],
 ) -> None:
     """Train from the trial's last state to its end; rank 0 commits the record."""
+    assert isinstance(job.config, TrialConfig)
     started = _now()
     directory = store.begin_trial(job.trial, job.config.model_dump(mode="json"))
     context = TrialContext(
@@ -71,8 +74,32 @@ def train_trial(
     store.commit_trial(job.trial, record)
 
 
+def train_toys(job: Job, store: Store, report: Callable[..., None]) -> None:
+    """Train all toy networks of a figure and commit them with what the figure is drawn from."""
+    assert isinstance(job.config, ToyRun)
+    started, clock = _now(), time.perf_counter()
+    store.begin_trial(job.trial, job.config.model_dump(mode="json"))
+    device = torch.device("cpu")
+    result = run_toys(job.config, device, report, threads=job.resources.cpus_per_worker)
+    record = {
+        "kind": "toy",
+        "key": job.trial,
+        "recipe": "",
+        "config": job.config.model_dump(mode="json"),
+        "numerics_version": THEORY_VERSION,
+        "started": started,
+        "finished": _now(),
+        "seconds": time.perf_counter() - clock,
+        "metrics": {},
+        "cases": result.metrics,
+        "environment": environment("inline", job, device),
+    }
+    store.commit_trial(job.trial, record, result.arrays)
+
+
 def evaluate_trial(job: Job, store: Store, executor: str, device: torch.device) -> None:
     """Measure a trained trial; each evaluation is committed on its own."""
+    assert isinstance(job.config, TrialConfig)
     directory = store.trial_directory(job.trial)
     context = TrialContext(directory=directory, device=device, threads=job.resources.cpus_per_worker)
     make_reproducible(job.config, context)

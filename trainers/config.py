@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -348,6 +348,9 @@ class TrialConfig(Config):
 # --- evaluations --------------------------------------------------------------------------------
 
 
+_Probe = TypeVar("_Probe", bound="LinearProbe")
+
+
 class LinearProbe(Config):
     """Linear classifier on frozen features, all weights N(0, 0.01) at the start.
 
@@ -376,6 +379,14 @@ class LinearProbe(Config):
         if self.protocol == "reference" and self.solver == "lbfgs":
             raise ValueError("solver: got 'lbfgs', takes sgd under protocol reference, whose images change")
         return self
+
+
+def canonical_probe(probe: _Probe) -> _Probe:
+    """The one configuration that stands for all with the same result: what a protocol ignores is at its default."""
+    ignored = ["crop_scale", "flip"] if probe.protocol == "cached" else []
+    if probe.solver == "lbfgs":
+        ignored += ["schedule", "select", "lr", "momentum", "batch_size", "epochs"]
+    return probe.model_copy(update={name: LinearProbe.model_fields[name].default for name in ignored})
 
 
 class SubvectorProbe(LinearProbe):

@@ -40,12 +40,19 @@ class BatchedAugment:
     Args:
         image_size: S, the side of a view.
         mean, std: per channel.
+        interpolation: of the crop.
     """
 
     def __init__(
-        self, config: AugmentConfig, image_size: int, mean: Sequence[float], std: Sequence[float]
+        self,
+        config: AugmentConfig,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        interpolation: batched.Interpolation = "bicubic",
     ) -> None:
         self.config = config
+        self.interpolation = interpolation
         self.image_size = image_size
         self.mean, self.std = tuple(mean), tuple(std)
         self.kernel_size = blur_kernel_size(image_size)
@@ -65,7 +72,7 @@ class BatchedAugment:
         # A caller's autocast would round the interpolation weights to half precision.
         with torch.autocast(images.device.type, enabled=False):
             x = images.to(compute).div_(255)
-            x = batched.resized_crop(x, boxes, draws.flip, self.image_size).clamp_(0, 1)
+            x = batched.resized_crop(x, boxes, draws.flip, self.image_size, self.interpolation).clamp_(0, 1)
             x = batched.colour_jitter(x, draws)
             if x.shape[1] > 1:
                 x = batched.on_subset(x, draws.grayscale, batched.grayscale)
@@ -79,8 +86,11 @@ class BatchedAugment:
 class PerImageAugment:
     """Views of one image by torchvision v2 on uint8, from a generator of its own."""
 
-    def __init__(self, config: AugmentConfig, image_size: int) -> None:
+    def __init__(
+        self, config: AugmentConfig, image_size: int, interpolation: batched.Interpolation = "bicubic"
+    ) -> None:
         self.config = config
+        self.interpolation = InterpolationMode(interpolation)
         self.image_size = image_size
         self.kernel_size = blur_kernel_size(image_size)
 
@@ -90,8 +100,7 @@ class PerImageAugment:
         boxes = crop_boxes(draws, image.shape[1], image.shape[2], self.config.crop_ratio)
         top, left, height, width = boxes[0].tolist()
         size = [self.image_size, self.image_size]
-        bicubic = InterpolationMode.BICUBIC
-        image = V.resized_crop(image, top, left, height, width, size, bicubic, antialias=True)
+        image = V.resized_crop(image, top, left, height, width, size, self.interpolation, antialias=True)
         if draws.flip:
             image = V.horizontal_flip(image)
         if draws.jitter:

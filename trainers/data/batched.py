@@ -8,6 +8,7 @@ draws are, so that an accelerator is never waited for.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +19,13 @@ from trainers.data.draws import BRIGHTNESS, CONTRAST, HUE, SATURATION, Draws
 SOLARIZE_THRESHOLD = 128 / 255
 _LUMA = (0.2989, 0.587, 0.114)
 
+Interpolation = Literal["bicubic", "bilinear"]
 
-def resized_crop(images: Tensor, boxes: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Crop, resize with antialiased bicubic interpolation and flip: two small matrix products per image.
+
+def resized_crop(
+    images: Tensor, boxes: Tensor, flip: Tensor, size: int, interpolation: Interpolation = "bicubic"
+) -> Tensor:
+    """Crop, resize with antialiased interpolation and flip: two small matrix products per image.
 
     Args:
         images: (n, C, H, W), floating point.
@@ -32,18 +37,25 @@ def resized_crop(images: Tensor, boxes: Tensor, flip: Tensor, size: int) -> Tens
         (n, C, S, S); not clamped, so bicubic overshoot is kept.
     """
     n, channels, height, width = images.shape
-    rows = _bicubic_weights(boxes[:, 0], boxes[:, 2], torch.zeros_like(flip), height, size, images)
-    columns = _bicubic_weights(boxes[:, 1], boxes[:, 3], flip, width, size, images)
+    unflipped = torch.zeros_like(flip)
+    rows = _resampling_weights(boxes[:, 0], boxes[:, 2], unflipped, height, size, images, interpolation)
+    columns = _resampling_weights(boxes[:, 1], boxes[:, 3], flip, width, size, images, interpolation)
     across = torch.bmm(images.reshape(n, channels * height, width), columns.transpose(1, 2))
     across = across.view(n, channels, height, size)
     # One product per channel: a single one would first have to transpose, which costs more.
     return torch.stack([torch.bmm(rows, across[:, c]) for c in range(channels)], dim=1)
 
 
-def _bicubic_weights(
-    start: Tensor, length: Tensor, flip: Tensor, source: int, size: int, like: Tensor
+def _resampling_weights(
+    start: Tensor,
+    length: Tensor,
+    flip: Tensor,
+    source: int,
+    size: int,
+    like: Tensor,
+    interpolation: Interpolation,
 ) -> Tensor:
-    """Weights (n, S, source) that resample [start, start + length) to S points (Keys' cubic, a = -1/2).
+    """Weights (n, S, source) that resample [start, start + length) to S points.
 
     When shrinking, the kernel is widened by the scale: the antialiasing of PIL and torchvision.
     """
@@ -55,12 +67,18 @@ def _bicubic_weights(
     last = (start + length).to(like.device, non_blocking=True)[:, None, None]
     pixels = torch.arange(source, device=like.device)
     offsets = (centres - 0.5).to(like, non_blocking=True)[:, :, None]
-    x = (pixels - offsets).mul_(inverse).abs_().clamp_(max=2)  # (n, S, source)
-    near = ((1.5 * x - 2.5) * x).mul_(x).add_(1)
-    far = ((2.5 - 0.5 * x).mul_(x).sub_(4)).mul_(x).add_(2)
-    weights = torch.where(x < 1, near, far)
+    x = (pixels - offsets).mul_(inverse).abs_()  # (n, S, source)
+    weights = _cubic(x) if interpolation == "bicubic" else (1 - x).clamp_(min=0)
     weights *= (pixels >= first) & (pixels < last)
     return weights / weights.sum(dim=2, keepdim=True)
+
+
+def _cubic(x: Tensor) -> Tensor:
+    """Keys' kernel with a = -1/2 at distances x >= 0, which are changed."""
+    x = x.clamp_(max=2)
+    near = ((1.5 * x - 2.5) * x).mul_(x).add_(1)
+    far = ((2.5 - 0.5 * x).mul_(x).sub_(4)).mul_(x).add_(2)
+    return torch.where(x < 1, near, far)
 
 
 def grayscale(images: Tensor) -> Tensor:

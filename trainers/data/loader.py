@@ -68,7 +68,7 @@ class ViewLoader:
         self._views = _Views(dataset, config, rank, world_size, self.device if in_place else None)
         self._dtype = torch.float64 if config.precision == "float64" else torch.float32
         self._mean, self._std = dataset.mean, dataset.std
-        self._fetch = _Fetcher(self._views, 0 if in_place else loader_processes, on_accelerator)
+        self._fetch = Fetcher(self._views, 0 if in_place else loader_processes, on_accelerator)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Batches of one epoch from `start_step` on: views (b, C, S, S) twice, labels int64 (b,).
@@ -160,7 +160,7 @@ def load_image(split: Split, index: int) -> Tensor:
         raise DataError(f"{path}: cannot be decoded ({reason}); replace or remove it") from None
 
 
-class _Fetcher:
+class Fetcher:
     """Maps positions to batches in order, here or in processes that live as long as this object."""
 
     def __init__(self, compute: Callable[[Any], Any], processes: int, pin_memory: bool) -> None:
@@ -231,7 +231,7 @@ def evaluation_batches(
     """
     part = dataset.train if split == "train" else dataset.validation
     device = torch.device(device)
-    fetch = _Fetcher(
+    fetch = Fetcher(
         _Unaugmented(part, config.image_size),
         loader_processes if part.paths is not None else 0,
         device.type != "cpu",

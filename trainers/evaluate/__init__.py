@@ -139,6 +139,8 @@ def _measure_spectrum(config: Spectrum, features: _SharedFeatures, d0: None) -> 
     for name, x in (("representation", validation.representation), ("embedding", validation.embedding)):
         values = spectrum.spectrum(x, config.normalize)
         metrics[f"{name}/rankme"] = spectrum.rankme(x)
+        metrics[f"{name}/effective_rank"] = spectrum.effective_rank(values)
+        metrics[f"{name}/directions"] = float(spectrum.directions(values))
         metrics[f"{name}/collapsed_fraction"] = spectrum.collapsed_fraction(values)
         arrays[f"{name}_singular_values"] = values.cpu().numpy()
     return EvaluationResult(metrics, arrays)

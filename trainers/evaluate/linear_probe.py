@@ -1,19 +1,18 @@
-"""Linear classification of cached features: SGD with the paper's hyper-parameters, or its objective's minimum.
-
-Not the reference protocol, which trains on random crops and flips and reports the best epoch on the
-validation set: here features are of unaugmented images, and the last epoch counts.
+"""Linear classification of frozen features: SGD with the paper's hyper-parameters, or its objective's minimum.
 
 Both minimise, over weights W (K, D) and biases b (K,),
 
     mean_i CE(W x_i + b, y_i) + weight_decay / 2 * (|W|^2 + |b|^2),
 
-from W ~ N(0, 0.01) (standard deviation 0.01) and b = 0.
+from W ~ N(0, 0.01) (standard deviation 0.01) and b = 0. Here features are computed once, of unaugmented
+images; `trainers.evaluate.reference_probe` trains the same classifier on new crops each epoch.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -31,12 +30,16 @@ _DOUBLE_ELEMENTS = 2**28
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """On the validation set: accuracies in percent, mean cross-entropy in nats, bool (M,) correctness."""
+    """On the validation set: accuracies in percent, mean cross-entropy in nats, bool (M,) correctness.
+
+    `best_epoch` counts from 1: after how many epochs the numbers were measured, where the best was chosen.
+    """
 
     top1: float
     top5: float
     loss: float
     correct: np.ndarray
+    best_epoch: int | None = None
 
 
 def linear_probe(
@@ -50,24 +53,106 @@ def linear_probe(
 ) -> ProbeResult:
     """Fit on `train` (N, D), measure on `validation` (M, D). The same seed gives the same result.
 
+    L-BFGS has no epochs, so it ignores `schedule` and `select`.
+
     Raises:
         FloatingPointError: the fit diverged.
     """
-    start = INITIAL_STD * torch.randn(num_classes, train.shape[1], generator=generator(seed, "probe"))
     with torch.no_grad():
         if config.solver == "lbfgs":
+            start = _initial_weights(num_classes, train.shape[1], seed)
             weights, biases = _fit_lbfgs(train, train_labels, start, config)
-        else:
-            weights, biases = _fit_sgd(train, train_labels, start, config, seed)
-        if not (weights.isfinite().all() and biases.isfinite().all()):
-            raise FloatingPointError(
-                f"{config.kind}: the classifier is not finite; lower its lr ({config.lr})"
-            )
-        return _measure(F.linear(validation.to(weights), weights, biases), validation_labels)
+            return _measure(weights, biases, validation, validation_labels, config)
+        probe = SgdProbe(config, validation, validation_labels, num_classes, seed)
+        for epoch in range(config.epochs):
+            order = epoch_order(len(train), seed, epoch).to(train.device)
+            for rows in order.split(config.batch_size):
+                probe.step(train.index_select(0, rows), train_labels.index_select(0, rows), epoch)
+            probe.end_epoch(epoch)
+        return probe.result
 
 
-def _measure(logits: Tensor, labels: Tensor) -> ProbeResult:
-    """(M, K) logits against (M,) labels."""
+class SgdProbe:
+    """A classifier under minibatch SGD with momentum, which is measured as `config.select` says.
+
+    Softmax regression's gradient is written out, and classes come before examples: with few classes
+    both products are then several times faster on a CPU.
+
+    Args:
+        validation: (M, D) features, and (M,) labels, that it is measured on.
+    """
+
+    def __init__(
+        self, config: LinearProbe, validation: Tensor, labels: Tensor, num_classes: int, seed: int
+    ) -> None:
+        self.config = config
+        self.validation, self.labels = validation, labels
+        self.weights = _initial_weights(num_classes, validation.shape[1], seed).to(validation)  # (K, D)
+        self.biases = self.weights.new_zeros(num_classes, 1)
+        self._weight_speed, self._bias_speed = torch.zeros_like(self.weights), torch.zeros_like(self.biases)
+        self._columns = torch.arange(config.batch_size, device=validation.device)
+        self._result: ProbeResult | None = None
+
+    @torch.no_grad()
+    def step(self, x: Tensor, y: Tensor, epoch: int) -> None:
+        """One update from features (b, D) and labels (b,) in an epoch, counted from 0."""
+        excess = torch.addmm(self.biases, self.weights, x.t()).softmax(dim=0)  # (K, b)
+        excess[y, self._columns[: len(y)]] -= 1
+        excess /= len(y)  # d loss / d logits
+        weight_grad = torch.addmm(self.weights, excess, x, beta=self.config.weight_decay)
+        bias_grad = excess.sum(dim=1, keepdim=True).add_(self.biases, alpha=self.config.weight_decay)
+        self._weight_speed.mul_(self.config.momentum).add_(weight_grad)
+        self._bias_speed.mul_(self.config.momentum).add_(bias_grad)
+        lr = _learning_rate(self.config, epoch)
+        self.weights.sub_(self._weight_speed, alpha=lr)
+        self.biases.sub_(self._bias_speed, alpha=lr)
+
+    @torch.no_grad()
+    def end_epoch(self, epoch: int) -> None:
+        """Measure, where this epoch may be the one that counts: of equally good ones the first.
+
+        Raises:
+            FloatingPointError: the fit diverged.
+        """
+        best = self.config.select == "best"
+        if not best and epoch + 1 < self.config.epochs:
+            return
+        measured = _measure(
+            self.weights, self.biases.squeeze(1), self.validation, self.labels, self.config
+        )
+        if self._result is None or measured.top1 > self._result.top1:
+            self._result = replace(measured, best_epoch=epoch + 1 if best else None)
+
+    @property
+    def result(self) -> ProbeResult:
+        """What the last epoch, or the best so far, has given."""
+        assert self._result is not None, "no epoch has ended"
+        return self._result
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
+    """The permutation of `count` training examples in an epoch; no batch of it is dropped."""
+    return torch.randperm(count, generator=generator(seed, "probe", epoch))
+
+
+def _learning_rate(config: LinearProbe, epoch: int) -> float:
+    """Over an epoch, counted from 0: torch's CosineAnnealingLR stepped after each (T_max = epochs, to 0)."""
+    if config.schedule == "constant":
+        return config.lr
+    return config.lr * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+
+
+def _initial_weights(num_classes: int, dim: int, seed: int) -> Tensor:
+    return INITIAL_STD * torch.randn(num_classes, dim, generator=generator(seed, "probe"))
+
+
+def _measure(
+    weights: Tensor, biases: Tensor, x: Tensor, labels: Tensor, config: LinearProbe
+) -> ProbeResult:
+    """The classifier W (K, D), b (K,) on features (M, D) and their labels (M,)."""
+    if not (weights.isfinite().all() and biases.isfinite().all()):
+        raise FloatingPointError(f"{config.kind}: the classifier is not finite; lower its lr ({config.lr})")
+    logits = F.linear(x.to(weights), weights, biases)
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
     hits = best == labels[:, None]  # (M, 5)
     return ProbeResult(
@@ -76,32 +161,6 @@ def _measure(logits: Tensor, labels: Tensor) -> ProbeResult:
         loss=F.cross_entropy(logits.double(), labels).item(),
         correct=hits[:, 0].cpu().numpy(),
     )
-
-
-def _fit_sgd(x: Tensor, y: Tensor, start: Tensor, config: LinearProbe, seed: int) -> tuple[Tensor, Tensor]:
-    """Minibatch SGD with momentum at a constant rate; every epoch a new permutation, no batch dropped.
-
-    Softmax regression's gradient is written out, and classes come before examples: with few classes
-    both products are then several times faster on a CPU.
-    """
-    weights = start.to(x)  # (K, D)
-    biases = weights.new_zeros(len(weights), 1)
-    weight_speed, bias_speed = torch.zeros_like(weights), torch.zeros_like(biases)
-    columns = torch.arange(config.batch_size, device=x.device)
-    for epoch in range(config.epochs):
-        order = torch.randperm(len(x), generator=generator(seed, "probe", epoch)).to(x.device)
-        for rows in order.split(config.batch_size):
-            batch = x.index_select(0, rows)  # (b, D)
-            excess = torch.addmm(biases, weights, batch.t()).softmax(dim=0)  # (K, b)
-            excess[y.index_select(0, rows), columns[: len(rows)]] -= 1
-            excess /= len(rows)  # d loss / d logits
-            weight_grad = torch.addmm(weights, excess, batch, beta=config.weight_decay)
-            bias_grad = excess.sum(dim=1, keepdim=True).add_(biases, alpha=config.weight_decay)
-            weight_speed.mul_(config.momentum).add_(weight_grad)
-            bias_speed.mul_(config.momentum).add_(bias_grad)
-            weights.sub_(weight_speed, alpha=config.lr)
-            biases.sub_(bias_speed, alpha=config.lr)
-    return weights, biases.squeeze(1)
 
 
 def _fit_lbfgs(x: Tensor, y: Tensor, start: Tensor, config: LinearProbe) -> tuple[Tensor, Tensor]:

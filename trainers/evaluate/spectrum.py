@@ -1,4 +1,4 @@
-"""Spectra of features: singular values of the covariance (paper, Eq. 1) and RankMe.
+"""Spectra of features: singular values of the covariance (paper, Eq. 1), and numbers that sum them up.
 
 Second moments are accumulated in float64 batch by batch, so nothing but a D x D matrix is held.
 """
@@ -99,3 +99,20 @@ def rankme(x: Tensor) -> float:
 def collapsed_fraction(singular_values: Tensor) -> float:
     """Share of directions whose variance is at most 1e-6 of the largest."""
     return float((singular_values <= COLLAPSED * singular_values.max()).double().mean())
+
+
+def directions(singular_values: Tensor) -> int:
+    """How many directions have a variance above 1e-6 of the largest: those that are not collapsed."""
+    return int((singular_values > COLLAPSED * singular_values.max()).sum())
+
+
+def effective_rank(singular_values: Tensor) -> float:
+    """Effective rank of a matrix by its singular values (Roy & Vetterli 2007, Definition 1).
+
+    exp(-sum_k p_k log p_k) with p_k = s_k / sum(s) and 0 log 0 = 0; here of the covariance, so p_k are
+    shares of the variance. Between 1 and the number of values; 0 where all of them are zero.
+    """
+    total = singular_values.sum()
+    if total == 0:
+        return 0.0
+    return float(torch.special.entr(singular_values / total).sum().exp())
