@@ -14,7 +14,15 @@ from rich.console import Console
 from rich.text import Text
 
 from orchestrator import library
-from orchestrator.display import plain_table, print_json, scale, show_plan
+from orchestrator.display import (
+    ledger_entries,
+    plain_table,
+    print_json,
+    scale,
+    show_ledger,
+    show_measured,
+    show_plan,
+)
 from orchestrator.errors import AblateError, SpecError
 from orchestrator.plan import Job, estimate, jobs, make_plan
 from orchestrator.progress import duration
@@ -220,6 +228,95 @@ def ui(
     from orchestrator.launch import serve_ui
 
     serve_ui(store, tracking_uri, port, console)
+
+
+@app.command(
+    epilog="Example: `ablate evaluate resnet50.pth --recipe imagenet --head subvector --d0 360/2048`"
+)
+def evaluate(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(metavar="CHECKPOINT", help="a file of ours or the released code's, or a trial's key"),
+    ],
+    recipe: Annotated[
+        str, typer.Option(help="data, backbone and protocols: a name in studies/recipes/, or a file")
+    ],
+    head: Annotated[
+        Literal["none", "linear", "mlp", "subvector"] | None, typer.Option(help="default: the file's own")
+    ] = None,
+    d0: Annotated[
+        str | None, typer.Option(help="of the subvector: a number, or a fraction such as 360/2048")
+    ] = None,
+    evaluations: Annotated[
+        str | None,
+        typer.Option(metavar="KIND,...", help="such as linear_probe,knn; default: all that apply"),
+    ] = None,
+    sets: Sets = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="auto: cuda if there is one")
+    ] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="folder for metrics.json and each evaluation's arrays.npz")
+    ] = None,
+    store_root: StoreRoot = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a checkpoint from anywhere under a recipe's protocols; nothing but probes is trained."""
+    from orchestrator.checkpoints import measure
+
+    measured = measure(
+        checkpoint,
+        recipe,
+        Store(store_root),
+        sets=tuple(sets or ()),
+        head=head,
+        d0=d0,
+        kinds=evaluations,
+        device=device,
+        out=out,
+    )
+    if as_json:
+        print_json(measured)
+        return
+    show_measured(console, measured)
+
+
+@app.command(epilog="Example: `ablate export 3f9a1c --format torchvision --out resnet50.pth`")
+def export(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(metavar="KEY|CHECKPOINT", help="a finished trial's key (six digits do), or a file"),
+    ],
+    file_format: Annotated[
+        Literal["torchvision", "safetensors"],
+        typer.Option("--format", help="torchvision: a .pth that its ResNets load; safetensors: any backbone"),
+    ],
+    out: Annotated[Path, typer.Option(help="file to write")],
+    store_root: StoreRoot = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Write the backbone of a trial, or of a checkpoint from anywhere, for others to load."""
+    from orchestrator.checkpoints import export as export_backbone
+
+    written = export_backbone(checkpoint, file_format, out, Store(store_root))
+    if as_json:
+        print_json(written)
+        return
+    loads = f"{written['tensors']} tensors"
+    if written["network"]:
+        loads = f"torchvision.models.{written['network']}() takes it with strict=False, lacking fc"
+    console.print(Text(f"{written['file']}: backbone of {written['checkpoint']}; {loads}"), soft_wrap=True)
+
+
+@app.command(epilog="Example: `ablate ledger --recipe imagenet`")
+def ledger(recipe: RecipeName = None, sets: Sets = None, as_json: AsJson = False) -> None:
+    """Every point where the paper's text and the released code differ, and the version that a recipe follows."""
+    content = library.load_recipe(recipe or Study.model_fields["recipe"].default, tuple(sets or ())).recipe
+    entries = ledger_entries(content)
+    if as_json:
+        print_json(entries)
+        return
+    show_ledger(console, content, entries)
 
 
 @app.command(epilog="Example: `ablate schema recipe > recipe.schema.json`")

@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.ledger import ledger
 from orchestrator.plan import Job, Plan, StudyPlan
 from orchestrator.progress import duration
 from orchestrator.spec import Recipe, Study
-from trainers.config import ToyRun, TrialConfig
+from trainers.config import ToyConfig, ToyRun, TrialConfig
 
 
 def show_plan(console: Console, plan: Plan, missing: list[Job]) -> None:
@@ -26,7 +27,7 @@ def show_plan(console: Console, plan: Plan, missing: list[Job]) -> None:
                 console.print(_toy_line(study, member, to_train))
         if all(cell.case is not None for cell in study.cells):
             continue
-        table = plain_table("cell", "head", *(f"seed {seed}" for seed in study.seeds))
+        table = plain_table("cell", "setting", *(f"seed {seed}" for seed in study.seeds))
         table.title, table.title_justify = Text(f"{study.name}: {study.study.title}"), "left"
         first_shown: dict[str, str] = {}
         rows: dict[str, list[str]] = {}
@@ -34,11 +35,7 @@ def show_plan(console: Console, plan: Plan, missing: list[Job]) -> None:
             config = plan.trials[cell.trial]
             if isinstance(config, ToyRun):
                 continue
-            head = config.head
-            sizes = head.model_dump(exclude={"kind"}, exclude_defaults=True)
-            text = head.kind + (
-                " " + " ".join(f"{name}={value}" for name, value in sizes.items()) if sizes else ""
-            )
+            text = _setting(config, plan.recipe)
             row = rows.setdefault(cell.name, [cell.name, text])
             owner = first_shown.setdefault(cell.trial, cell.name)
             if owner != cell.name:
@@ -53,6 +50,15 @@ def show_plan(console: Console, plan: Plan, missing: list[Job]) -> None:
             table.add_row(*row)
         console.print(table)
     console.print(_summary(plan, missing))
+
+
+def _setting(config: TrialConfig, recipe: Recipe) -> str:
+    """The head with its sizes, and which other parts differ from the recipe's."""
+    sizes = config.head.model_dump(exclude={"kind"}, exclude_defaults=True)
+    plain = recipe.trial(config.seed)
+    changed = [name for name in TrialConfig.model_fields if getattr(config, name) != getattr(plain, name)]
+    others = [f"own {name.replace('_', ' ')}" for name in changed if name != "head"]
+    return " ".join([config.head.kind, *(f"{name}={value}" for name, value in sizes.items()), *others])
 
 
 def _toy_line(study: StudyPlan, member: Study, to_train: set[str]) -> Text:
@@ -74,7 +80,7 @@ def _summary(plan: Plan, missing: list[Job]) -> str:
         to_evaluate = sum(len(job.evaluations) for job in missing)
         lines.append(
             f"{len(shown)} cells need {len(trained)} trainings and {len(plan.evaluations)} evaluations over "
-            f"{seeds} seeds; {to_train} trainings and {to_evaluate} evaluations are missing."
+            f"{seeds} seed{'s' if seeds > 1 else ''}; {to_train} trainings and {to_evaluate} evaluations are missing."
         )
     if toys := plan.trials.keys() - trained:
         shown = {cell.name for cell in cells if cell.case is not None}
@@ -83,6 +89,57 @@ def _summary(plan: Plan, missing: list[Job]) -> str:
             f"{sum(job.is_toy for job in missing)} are missing."
         )
     return "\n".join(lines)
+
+
+def show_measured(console: Console, measured: dict[str, Any]) -> None:
+    """What `ablate evaluate` found of a checkpoint."""
+    console.print(
+        Text(
+            f"{measured['checkpoint']} ({measured['layout']} layout): {measured['backbone']['kind']}, "
+            f"head {measured['head']['kind']}; on {measured['data']}"
+        ),
+        soft_wrap=True,
+    )
+    table = plain_table("evaluation", "metric", "value")
+    for kind, evaluation in measured["evaluations"].items():
+        for metric, value in evaluation["metrics"].items():
+            table.add_row(kind, metric, f"{value:.6g}")
+    console.print(table)
+
+
+def ledger_entries(recipe: Recipe) -> list[dict[str, Any]]:
+    """Every switch as plain data; `in_force`: the versions that the recipe follows."""
+    content = recipe.model_dump(mode="json")
+    content["toy"] = ToyConfig().model_dump(mode="json") | content["toy"]
+    return [
+        switch.model_dump(mode="json")
+        | {"in_force": switch.in_force(content), "applies": switch.applies(content)}
+        for switch in ledger().values()
+    ]
+
+
+def show_ledger(console: Console, recipe: Recipe, entries: list[dict[str, Any]]) -> None:
+    """A block a switch: what text and code say, what may be chosen and what a recipe follows."""
+    console.print(Text(f"Versions in force under recipe {recipe.name}:"))
+    for entry in entries:
+        console.print(Text.assemble("\n", (entry["name"], "bold"), f": {entry['title']}"))
+        lines = plain_table("", "")
+        lines.show_header = False
+        for name in ("paper", "released", "ours", "source", "moves"):
+            lines.add_row(Text(f"  {name}", "dim"), Text(entry[name]))
+        lines.add_row(Text("  in force", "dim"), Text(_in_force(entry), "green"))
+        console.print(lines)
+    console.print(Text("\nTurn one with --set faithfulness.NAME=VERSION, in a recipe, or in a cell's `set`."))
+
+
+def _in_force(entry: dict[str, Any]) -> str:
+    if not entry["choices"]:
+        return "ours, no switch"
+    takes = ", ".join(entry["choices"])
+    if not entry["applies"]:
+        where = ", ".join(f"{path} = {value}" for path, value in entry["where"].items())
+        return f"only where {where} (takes {takes})"
+    return f"{' and '.join(entry['in_force']) or 'ours'} (takes {takes})"
 
 
 def scale(recipe: Recipe) -> str:

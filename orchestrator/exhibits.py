@@ -166,7 +166,9 @@ class OrderClaim(_Claim):
     @model_validator(mode="after")
     def _one_metric_a_cell(self) -> OrderClaim:
         if self.metrics is not None and len(self.metrics) != len(self.cells):
-            raise ValueError(f"metrics: got {len(self.metrics)}, takes one for each of {len(self.cells)} cells")
+            raise ValueError(
+                f"metrics: got {len(self.metrics)}, takes one for each of {len(self.cells)} cells"
+            )
         return self
 
     def metric_of(self, position: int) -> str:

@@ -89,7 +89,7 @@ def toy_case(family: ToyFamily, recipe: Recipe, cell: Cell, file: str) -> ToyCon
         SpecError: naming the study's file, the cell and the field.
     """
     where = f"{file}: cell {cell.name!r} under recipe {recipe.name}"
-    shared = family.model_dump(mode="json", exclude={"networks", "seed"})
+    shared = family.model_dump(mode="json", exclude=set(ToyFamily.model_fields) - set(ToyConfig.model_fields))
     return validate(ToyConfig, merge(merge(shared, recipe.toy), cell.set), where, prefix="set.")
 
 
@@ -124,5 +124,13 @@ def _require_own_name(name: str, path: Path) -> None:
 
 def _numbers(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(
-        mode="json", exclude={"name": True, "title": True, "resources": True, "cost": True, "data": {"root"}}
+        mode="json",
+        exclude={
+            "name": True,
+            "title": True,
+            "faithfulness": True,  # what its switches do is in the other fields
+            "resources": True,
+            "cost": True,
+            "data": {"root"},
+        },
     )

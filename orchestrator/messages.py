@@ -49,6 +49,10 @@ def shorten(value: Any, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+_DISCRIMINATORS = ("kind", "test")
+"""Fields that say which member of a union a mapping is."""
+
+
 def _describe(model: type[BaseModel], raw: Any, problem: Any, prefix: str) -> str:
     location = problem["loc"]
     path = prefix + _path(raw, location)
@@ -61,9 +65,11 @@ def _describe(model: type[BaseModel], raw: Any, problem: Any, prefix: str) -> st
     if kind == "union_tag_invalid":
         tags = [tag.strip("' ") for tag in context["expected_tags"].split(",")]
         tag = context["tag"]
-        return f"{path}.kind: got {shorten(tag)}{did_you_mean(tag, tags)}; takes one of {', '.join(tags)}"
+        field = context["discriminator"].strip("'")
+        return f"{path}.{field}: got {shorten(tag)}{did_you_mean(tag, tags)}; takes one of {', '.join(tags)}"
     if kind == "union_tag_not_found":
-        return f"{path}: got {shorten(got)}, takes a mapping with a `kind`"
+        field = context["discriminator"].strip("'")
+        return f"{path}: got {shorten(got)}, takes a mapping with a `{field}`"
     message = problem["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         if ": got " in message or location == ():
@@ -74,6 +80,11 @@ def _describe(model: type[BaseModel], raw: Any, problem: Any, prefix: str) -> st
         return f"{path}: got {shorten(got)}{did_you_mean(got, choices)}; takes one of {', '.join(choices)}"
     if kind == "string_pattern_mismatch":
         return f"{path}: got {shorten(got)}, takes text that matches {context['pattern']}"
+    if kind in ("too_short", "too_long"):
+        limit = (
+            f"at least {context['min_length']}" if kind == "too_short" else f"at most {context['max_length']}"
+        )
+        return f"{path}: got {shorten(got)}, takes {limit}"
     return f"{path}: got {shorten(got)}, takes {message.removeprefix('Input should be ').removeprefix('a valid ')}"
 
 
@@ -84,7 +95,7 @@ def _path(raw: Any, location: tuple[Any, ...]) -> str:
         if isinstance(element, int):
             path += f"[{element}]"
             here = here[element] if isinstance(here, list) and element < len(here) else None
-        elif isinstance(here, dict) and element not in here and element == here.get("kind"):
+        elif isinstance(here, dict) and element not in here and element in map(here.get, _DISCRIMINATORS):
             continue
         elif isinstance(element, str) and here is not None and not isinstance(here, dict):
             continue  # a branch of a plain union, such as int | str
@@ -127,5 +138,6 @@ def _plain(annotation: Any) -> Any:
 
 
 def _tags(model: Any) -> tuple[Any, ...]:
-    field = getattr(model, "model_fields", {}).get("kind")
+    fields = getattr(model, "model_fields", {})
+    field = next((fields[name] for name in _DISCRIMINATORS if name in fields), None)
     return typing.get_args(field.annotation) if field else ()

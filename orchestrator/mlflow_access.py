@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import math
 import os
-import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from orchestrator.errors import AblateError, SpecError
 from orchestrator.plan import StudyPlan
+from orchestrator.projection import TOYS, arrays_path
 from orchestrator.report.escape import one_line
-from orchestrator.store import Record
+from orchestrator.report.tracked import redacted
+from orchestrator.store import Arrays, Record
+from trainers.files import HISTORY
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+FILES = "artifacts"
+"""The tag that lists a child's files."""
 
 _UNREACHABLE = ("Max retries exceeded", "timed out", "Connection refused", "Connection aborted")
 
@@ -87,52 +96,92 @@ def find_runs(client: MlflowClient, experiment: str, study: str) -> dict[str, Ru
 
 
 class TrackedRecords:
-    """What MLflow holds of a study's records: `orchestrator.report.frames.Records` without a store."""
+    """What MLflow holds of a study's records: `orchestrator.report.frames.Records` without a store.
+
+    Numbers are read at once, files when they are asked for.
+    """
 
     def __init__(self, uri: str, study: StudyPlan) -> None:
-        """Read all runs of a study at once.
+        """Read all runs of a study.
 
         Raises:
             TrackingError: MLflow can't be reached, or has no runs of this study.
         """
+        self._uri = uri
         with translated_errors(uri):
-            client = connect(uri)
-            experiment = client.get_experiment_by_name(study.study.name)
-            runs = find_runs(client, experiment.experiment_id, study.name) if experiment else {}
+            self._client = connect(uri)
+            experiment = self._client.get_experiment_by_name(study.study.name)
+            runs = find_runs(self._client, experiment.experiment_id, study.name) if experiment else {}
         if not runs:
             raise TrackingError(
                 f"MLflow at {redacted(uri)}: has no runs of {study.name}; `ablate run` makes them"
             )
-        self._trials = {key: run.data for key, run in runs.items() if key}
+        self._trials = {key: run for key, run in runs.items() if key}
         self._evaluations: dict[str, Record] = {}
-        for data in self._trials.values():
-            for name, value in data.tags.items():
-                if name.startswith("evaluation."):
+        self._trial_of: dict[str, str] = {}
+        self._toys: dict[str, Record] = {}
+        for trial, run in self._trials.items():
+            for tag, value in run.data.tags.items():
+                if tag.startswith("evaluation."):
                     facts = json.loads(value)
-                    facts["metrics"] = {name: _value(data, key) for name, key in facts["metrics"].items()}
+                    facts["metrics"] = {name: _value(run, key) for name, key in facts["metrics"].items()}
                     self._evaluations[facts["key"]] = facts
+                    self._trial_of[facts["key"]] = trial
 
     def trial_record(self, key: str) -> Record | None:
-        data = self._trials.get(key)
-        if data is None or "record" not in data.tags:
+        run = self._trials.get(key)
+        if run is None or "record" not in run.data.tags:
             return None
+        record = json.loads(run.data.tags["record"])
+        if record["kind"] == "toy":
+            if key not in self._toys:
+                self._toys[key] = json.loads(self._file(key, TOYS) or "{}")
+            return {**record, **self._toys[key], "metrics": {}}
         trained = {
             name.removeprefix("pretrain/"): value
-            for name, value in data.metrics.items()
+            for name, value in run.data.metrics.items()
             if name.startswith("pretrain/")
         }
-        return {**json.loads(data.tags["record"]), "metrics": trained}
+        return {**record, "metrics": trained}
 
     def trial_failure(self, key: str) -> Record | None:
-        data = self._trials.get(key)
-        return json.loads(data.tags["failure"]) if data and "failure" in data.tags else None
+        run = self._trials.get(key)
+        return json.loads(run.data.tags["failure"]) if run and "failure" in run.data.tags else None
 
     def evaluation_record(self, key: str) -> Record | None:
         return self._evaluations.get(key)
 
+    def evaluation_arrays(self, key: str) -> Arrays | None:
+        return self._arrays(self._trial_of[key], key) if key in self._trial_of else None
 
-def _value(data: Any, key: str) -> float:
-    value = float(data.metrics[key])
+    def trial_arrays(self, key: str) -> Arrays | None:
+        return self._arrays(key, key)
+
+    def history(self, key: str) -> list[dict[str, float]]:
+        return [json.loads(line) for line in (self._file(key, HISTORY) or b"").splitlines()]
+
+    def _arrays(self, trial: str, key: str) -> Arrays | None:
+        content = self._file(trial, arrays_path(key))
+        if content is None:
+            return None
+        with translated_errors(self._uri), np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def _file(self, trial: str, path: str) -> bytes | None:
+        """A file of a child run; None if it was never given to MLflow.
+
+        Raises:
+            TrackingError: it was, and can't be fetched.
+        """
+        run = self._trials.get(trial)
+        if run is None or path not in json.loads(run.data.tags.get(FILES, "[]")):
+            return None
+        with translated_errors(self._uri), tempfile.TemporaryDirectory(prefix="ablate-") as folder:
+            return Path(self._client.download_artifacts(run.info.run_id, path, folder)).read_bytes()
+
+
+def _value(run: Run, key: str) -> float:
+    value = float(run.data.metrics[key])
     return math.copysign(math.inf, value) if abs(value) >= 1.797e308 else value
 
 
@@ -152,11 +201,6 @@ def translated_errors(uri: str) -> Iterator[None]:
         raise TrackingError(
             f"MLflow at {redacted(uri)}: {shown}; the records are safe in the store"
         ) from error
-
-
-def redacted(text: str) -> str:
-    """A URI, or text with URIs in it, without users, passwords and queries."""
-    return re.sub(r"(//[^\s?]*)\?\S*", r"\1", re.sub(r"//[^/@\s]+@", "//***@", text))
 
 
 def _probe_database(uri: str) -> None:

@@ -72,6 +72,7 @@ class Plan:
     trials: dict[str, TrialConfig | ToyRun] = field(default_factory=dict)
     evaluations: dict[str, tuple[str, EvaluationConfig]] = field(default_factory=dict)
     resources: dict[str, Resources] = field(default_factory=dict)
+    toy_seconds: dict[str, float] = field(default_factory=dict)  # what their studies say that they cost
 
     def cells(self) -> list[PlannedCell]:
         return [cell for study in self.studies for cell in study.cells]
@@ -162,7 +163,8 @@ def estimate(plan: Plan, missing: list[Job], store: Store, at_once: int) -> Esti
         per_epoch, basis = 0.0, "evaluations only"
     measured = store.evaluation_seconds(plan.recipe.name)
     measuring = sum(len(job.evaluations) for job in missing) * (median(measured) if measured else 0.0)
-    return Estimate((per_epoch * sum(epochs) + measuring) / max(1, at_once), basis)
+    toys = sum(plan.toy_seconds.get(job.trial, 0.0) for job in missing)
+    return Estimate((per_epoch * sum(epochs) + measuring + toys) / max(1, at_once), basis)
 
 
 def _plan_study(
@@ -199,6 +201,8 @@ def _plan_toys(study: Study, file: Path, recipe: Recipe, plan: Plan) -> list[Pla
     run = study.toy.run(cases)
     key = toy_key(run, THEORY_VERSION)
     plan.trials.setdefault(key, run)
+    if study.toy.cost:
+        plan.toy_seconds[key] = study.toy.cost.seconds
     plan.resources.setdefault(key, Resources(cpus_per_worker=recipe.resources.cpus_per_worker))
     return [
         PlannedCell(study.name, cell.name, cell.label, network, key, {}, case)

@@ -170,6 +170,7 @@ class ToyFamily(ToyConfig):
 
     networks: int = Field(10, ge=2, le=10_000, description="independent draws of data and weights a cell")
     seed: Seed = 0
+    cost: Cost | None = None
 
     def run(self, cases: tuple[ToyConfig, ...]) -> ToyRun:
         return ToyRun(networks=self.networks, seed=self.seed, cases=cases)
@@ -243,21 +244,27 @@ def _refuse_repeats(field: str, values: list[Any]) -> None:
 
 
 def trial_key(config: TrialConfig, numerics_version: int) -> str:
-    """Content hash of everything that can change a training. Where the data lie is outside."""
-    content = config.model_dump(mode="json", exclude={"data": {"root", "validation_images"}})
+    """Content hash of everything that can change a training. Where the data lie is outside.
+
+    Fields at their defaults are outside too, so that a field that is added later, with a default that
+    changes nothing, leaves every key as it is. Whoever changes a default raises the version.
+    """
+    content = config.model_dump(
+        mode="json", exclude_defaults=True, exclude={"data": {"root", "validation_images"}}
+    )
     return content_key({"trial": content, "numerics": numerics_version})
 
 
 def toy_key(run: ToyRun, version: int) -> str:
     """Content hash of a figure's toy networks."""
-    return content_key({"toy": run.model_dump(mode="json"), "numerics": version})
+    return content_key({"toy": run.model_dump(mode="json", exclude_defaults=True), "numerics": version})
 
 
 def evaluation_key(config: TrialConfig, trial: str, protocol: EvaluationConfig, version: int) -> str:
     """Content hash of a measurement: the key of its trial, the protocol, the images measured on."""
     content = {
         "of": trial,
-        "evaluation": protocol.model_dump(mode="json"),
+        "evaluation": {"kind": protocol.kind, **protocol.model_dump(mode="json", exclude_defaults=True)},
         "validation_images": config.data.validation_images,
         "numerics": version,
     }

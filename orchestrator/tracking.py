@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
+import json
 import math
 import tempfile
 import threading
@@ -17,19 +19,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.mlflow_access import (
+    FILES,
     TrackedRecords,
     TrackingError,
     connect,
     find_runs,
     is_remote,
-    redacted,
     translated_errors,
 )
 from orchestrator.plan import Plan, StudyPlan
-from orchestrator.projection import Point, RunContent, children, history_points, parent
+from orchestrator.projection import Artifact, Point, RunContent, children, history_points, parent
+from orchestrator.report.content import make_report
 from orchestrator.report.escape import one_line
 from orchestrator.report.frames import Snapshot
-from orchestrator.report.render import make_report
+from orchestrator.report.tracked import redacted
 from orchestrator.store import Store
 
 if TYPE_CHECKING:
@@ -84,8 +87,11 @@ class Tracker:
         with _one_writer(self.store), translated_errors(self.uri):
             connect(self.uri)
 
-    def sync(self, plan: Plan, study: StudyPlan) -> SyncResult:
+    def sync(self, plan: Plan, study: StudyPlan, final: bool = True) -> SyncResult:
         """Bring a study's runs up to date; what is right already is left alone.
+
+        Args:
+            final: whether figures are drawn though trials are missing; while they run that would be for nothing.
 
         Raises:
             TrackingError: MLflow can't be reached, or refuses.
@@ -93,8 +99,9 @@ class Tracker:
         with _one_writer(self.store):
             # read under the lock, so that no older state is written over a newer one
             records = Snapshot(self.store)
-            top = parent(make_report(plan, study, records))
-            below = children(plan, study, records)
+            report = make_report(plan, study, records)
+            top = parent(report, figures=final or not report.missing)
+            below = children(plan, study, records, self.store.trial_directory)
             with translated_errors(self.uri):
                 client = connect(self.uri)
                 experiment = self._experiment(client, study.study.name)
@@ -157,13 +164,14 @@ class Tracker:
         client.log_batch(run_id, params=params, tags=[RunTag(name, value) for name, value in tags.items()])
         for name in _stale_tags(old.tags, tags):
             client.delete_tag(run_id, name)
-        if content.artifacts:
-            _upload(client, run_id, content.artifacts)
+        files = _upload(client, run_id, content.artifacts)
         if content.status == "RUNNING":
             client.update_run(run_id, status=content.status)
         else:
             client.set_terminated(run_id, content.status, content.end)
         last = {"revision": str(revision), "projection": content.hash}
+        if content.key:
+            last[FILES] = json.dumps(files)
         client.log_batch(run_id, tags=[RunTag(name, value) for name, value in last.items()])
 
 
@@ -175,7 +183,7 @@ def _changed(old: dict[str, float], new: dict[str, tuple[float, int]], revision:
         if name not in old or not _same(old[name], value)
     ]
     last = max((when for _, when in new.values()), default=0)
-    ours = ("eval/", "cells/")
+    ours = ("eval/", "cells/", "theory/", "claims/")
     gone = [
         name for name, value in old.items() if name.startswith(ours) and name not in new and value == value
     ]
@@ -194,17 +202,25 @@ def _stale_tags(old: dict[str, str], new: dict[str, str]) -> list[str]:
     return [
         name
         for name in old
-        if name not in new and (name in ("error", "failure") or name.startswith("evaluation."))
+        if name not in new and (name in ("error", "failure") or name.startswith(("evaluation.", "claim.")))
     ]
 
 
-def _upload(client: MlflowClient, run_id: str, contents: dict[str, str]) -> None:
+def _upload(client: MlflowClient, run_id: str, artifacts: dict[str, Artifact]) -> list[str]:
+    """Make a run's files and give them to MLflow; the paths of those that there are."""
+    written = []
     with tempfile.TemporaryDirectory(prefix="ablate-") as folder:
-        for name, text in contents.items():
+        for name, artifact in artifacts.items():
+            content = artifact.make()
+            if content is None:
+                continue
             path = Path(folder, name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-        client.log_artifacts(run_id, folder)
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+            written.append(name)
+        if written:
+            client.log_artifacts(run_id, folder)
+    return written
 
 
 @contextlib.contextmanager
@@ -260,13 +276,13 @@ class BackgroundTracker:
             self._wanted.wait()
             last = self._closing.is_set()
             self._wanted.clear()
-            self._try(self._sync)
+            self._try(functools.partial(self._sync, last))
             if last:
                 return
 
-    def _sync(self) -> None:
+    def _sync(self, final: bool) -> None:
         for study in self._plan.studies:
-            self._tracker.sync(self._plan, study)
+            self._tracker.sync(self._plan, study, final)
 
     def _try(self, action: Callable[[], None]) -> None:
         try:

@@ -5,7 +5,7 @@ Entry points for the orchestrator: `trainers.config` (what a trial is),
 """
 
 NUMERICS_VERSION = 1
-"""Part of every trial key: raised whenever a change to `trainers` can change a training."""
+"""Part of every trial key: raised whenever a change to `trainers`, a default included, can change a training."""
 
 EVALUATION_VERSION = 2
 """Part of every evaluation key, beside its trial's: raised when a change can change a measurement alone."""

@@ -378,6 +378,9 @@ class LinearProbe(Config):
     def _solvable(self) -> LinearProbe:
         if self.protocol == "reference" and self.solver == "lbfgs":
             raise ValueError("solver: got 'lbfgs', takes sgd under protocol reference, whose images change")
+        low, high = self.crop_scale
+        if not 0 < low <= high:
+            raise ValueError(f"crop_scale: got [{low}, {high}], takes 0 < low <= high")
         return self
 
 
@@ -424,13 +427,14 @@ class ToyConfig(Config):
     """One case of a theory figure: L square layers on Gaussian data, trained by plain SGD (Sections 4, 5, App. C).
 
     x ~ N(0, I) and x' = x + e with cov(e) = amplitude * I on the last `noisy_dims` dimensions and 0 on the
-    others (Section 4.2), so that the covariance of x' - x is the paper's block_diag(0, k I).
+    others (Section 4.2), so that the covariance of x' - x is the paper's block_diag(0, k I). Eq. 2 is a sum over
+    the batch; `lr` is that of the mean, so that it means the same at every batch size.
     """
 
     dim: int = Field(16, ge=2, le=256)
     layers: int = Field(1, ge=1, le=16)
     relu: bool = Field(False, description="between layers (App. C)")
-    bias: bool = Field(False, description="as the released code's first toy task has it")
+    bias: bool = Field(False, description="as the released code's first toy task has it; starts at 0")
     amplitude: float = Field(0.0, ge=0, le=1000, description="k: variance of the augmentation noise")
     noisy_dims: int = Field(8, ge=0, le=256)
     loss: Literal["eq2", "inner_product"] = Field(
@@ -441,11 +445,15 @@ class ToyConfig(Config):
         "random", description="random: N(0, 1/dim); decaying: random singular vectors, values exp(-decay k)"
     )
     decay: float = Field(0.35, ge=0, le=10)
-    initial_scale: float = Field(1.0, gt=0, le=100)
+    initial_scale: float = Field(
+        1.0, gt=0, le=100, description="multiplies the first weights; 0.577 is the variance of torch's Linear"
+    )
     samples: int = Field(10_000, ge=2, le=1_000_000)
-    batch_size: int = Field(128, ge=2, le=100_000)
+    batch_size: int = Field(128, ge=2, le=8192)
     iterations: int = Field(10_000, ge=1, le=10_000_000)
-    lr: float = Field(0.001, gt=0, description="of the loss averaged over the batch")
+    lr: float = Field(
+        0.001, gt=0, description="of the loss averaged over the batch; stable below 2 / amplitude"
+    )
     record_every: int = Field(100, ge=1)
 
     @model_validator(mode="after")
@@ -454,6 +462,11 @@ class ToyConfig(Config):
             raise ValueError(f"noisy_dims: got {self.noisy_dims}, takes at most dim = {self.dim}")
         if self.batch_size > self.samples:
             raise ValueError(f"batch_size: got {self.batch_size}, takes at most samples = {self.samples}")
+        if self.iterations > 10_000 * self.record_every:
+            least = -(-self.iterations // 10_000)
+            raise ValueError(
+                f"record_every: got {self.record_every}, takes at least {least} for {self.iterations} iterations"
+            )
         return self
 
 

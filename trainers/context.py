@@ -21,11 +21,13 @@ class TrialContext:
     training starts, by whoever made the context.
 
     Attributes:
-        directory: the trial's directory, seen by every rank; rank 0 writes `history.jsonl` and
-            `checkpoints/` there.
+        directory: the trial's directory, seen by every rank; rank 0 writes `history.jsonl`, `spectra.jsonl`
+            and `checkpoints/` there.
         report: called on every rank after each epoch (a barrier for Ray Train); the ranks' metrics agree
             except for `seconds` and `images_per_second`, which each measures itself.
         threads: CPU threads for tensor arithmetic; part of what makes a run bit-reproducible.
+        watched_images: at most so many of each epoch's last images, over all ranks, tell the rank of
+            representation and embedding (`trainers.collapse`); 0 measures nothing. It changes no training.
     """
 
     directory: Path
@@ -35,3 +37,4 @@ class TrialContext:
     report: Callable[[dict[str, float]], None] = _nowhere
     loader_processes: int = 0
     threads: int = 1
+    watched_images: int = 1024

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed
@@ -22,12 +24,14 @@ from torch.nn.utils import parametrize
 from trainers import checkpoint
 from trainers.backbones import build_backbone
 from trainers.checkpoint import Progress
-from trainers.config import TrialConfig
+from trainers.collapse import CollapseWatch
+from trainers.config import LossConfig, TrialConfig
 from trainers.context import TrialContext
 from trainers.data.datasets import Dataset, load_dataset
 from trainers.data.loader import ViewLoader
 from trainers.distributed import synchronise_batch_norm
 from trainers.files import HISTORY, MODEL, write_atomically
+from trainers.gradient_cache import backward_in_parts
 from trainers.heads import build_head
 from trainers.lars import build_optimizer
 from trainers.losses import contrastive_loss
@@ -53,15 +57,43 @@ class TrainingResult:
     dataset_fingerprint: str
 
 
+class Outputs(NamedTuple):
+    """What the model says of a batch.
+
+    Attributes:
+        z1, z2: embeddings of both views, (B, d) or (B, G, d).
+        logits: of the online probe, (B, classes); (B, 0) without one.
+        r1: representation of view 1, (B, D), detached.
+    """
+
+    z1: torch.Tensor
+    z2: torch.Tensor
+    logits: torch.Tensor
+    r1: torch.Tensor
+
+
+class Losses(NamedTuple):
+    """Of one batch, on this rank; the mean over ranks is that of the global batch.
+
+    Attributes:
+        total: what is minimised: the contrastive loss and the online probe's.
+        contrastive: detached.
+        correct: how many images the online probe got right.
+    """
+
+    total: torch.Tensor
+    contrastive: torch.Tensor
+    correct: torch.Tensor
+
+
 class ContrastiveModel(nn.Module):
-    """Backbone, head and the online linear probe: two views in, loss and online correctness out.
+    """Backbone, head and the online linear probe: two views in, embeddings and the probe's logits out.
 
     The probe reads the detached representation of view 1, so it sends no gradient into the backbone.
     """
 
     def __init__(self, config: TrialConfig, channels: int, num_classes: int) -> None:
         super().__init__()
-        self.loss_config = config.loss
         self.backbone = build_backbone(config.backbone, channels, generator(config.seed, "backbone"))
         dim = config.backbone.representation_dim
         self.head = build_head(config.head, dim, config.seed)
@@ -72,20 +104,25 @@ class ContrastiveModel(nn.Module):
             nn.init.uniform_(self.online_probe.weight, -bound, bound, generator=draws)
             nn.init.uniform_(self.online_probe.bias, -bound, bound, generator=draws)
 
-    def forward(
-        self, view1: torch.Tensor, view2: torch.Tensor, labels: torch.Tensor, step: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(B, C, H, W) twice and (B,) labels (-1: unlabelled) -> loss to minimise, contrastive loss, number correct."""
+    def forward(self, view1: torch.Tensor, view2: torch.Tensor, step: int) -> Outputs:
+        """(B, C, H, W) twice; random heads draw by the step."""
         r1, r2 = self.backbone(view1), self.backbone(view2)  # (B, D)
         with parametrize.cached():  # the orthogonal head's matrix exponential, once for both views
             z1, z2 = self.head(r1, step), self.head(r2, step)  # (B, d)
-        contrastive = contrastive_loss(z1, z2, self.loss_config)
-        if self.online_probe is None:
-            return contrastive, contrastive.detach(), torch.zeros((), device=labels.device)
-        logits = self.online_probe(r1.detach()).float()
-        probe_loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
-        correct = (logits.argmax(1) == labels).sum()
-        return contrastive + probe_loss / _mean_labelled(labels), contrastive.detach(), correct
+        r1 = r1.detach()
+        logits = r1.new_empty(len(r1), 0) if self.online_probe is None else self.online_probe(r1).float()
+        return Outputs(z1, z2, logits, r1)
+
+
+def objective(outputs: Outputs, labels: torch.Tensor, config: LossConfig) -> Losses:
+    """The losses of what the model says of images with labels (B,), -1 where they have none."""
+    contrastive = contrastive_loss(outputs.z1, outputs.z2, config)
+    logits = outputs.logits
+    if not logits.shape[1]:
+        return Losses(contrastive, contrastive.detach(), torch.zeros((), device=labels.device))
+    probe_loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
+    correct = (logits.argmax(1) == labels).sum()
+    return Losses(contrastive + probe_loss / _mean_labelled(labels), contrastive.detach(), correct)
 
 
 def train(config: TrialConfig, context: TrialContext) -> TrainingResult:
@@ -94,8 +131,14 @@ def train(config: TrialConfig, context: TrialContext) -> TrainingResult:
     Raises:
         NonFiniteLossError: the loss became infinite or NaN.
         trainers.data.datasets.DataError: the data is not where the config says.
-        ValueError: the global batch does not divide over the workers, or exceeds the data.
+        ValueError: the global batch does not divide over the workers and the parts of the gradient cache,
+            or exceeds the data.
     """
+    pieces = context.world_size * config.gradient_cache
+    if config.batch_size % pieces:
+        raise ValueError(
+            f"batch_size: got {config.batch_size}, takes a multiple of workers x gradient_cache = {pieces}"
+        )
     make_reproducible(config, context)
     dataset = load_dataset(config.data)
     loader = ViewLoader(
@@ -107,6 +150,8 @@ def train(config: TrialConfig, context: TrialContext) -> TrainingResult:
     states = context.directory / "checkpoints"
     progress = checkpoint.load_state(states, model, optimizer, scaler)
     parallel = _parallelise(model, context)
+    cast = partial(autocast, config.precision, context.device)
+    watch = CollapseWatch(config, context, not model.head.evaluates_to_r, progress.epoch)
 
     while progress.epoch < config.epochs:
         started = time.perf_counter()
@@ -122,15 +167,24 @@ def train(config: TrialConfig, context: TrialContext) -> TrainingResult:
             )
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            with autocast(config.precision, context.device):
-                loss, contrastive, correct = parallel(view1, view2, labels, progress.step)
             optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
+            compare = partial(objective, labels=labels, config=config.loss)
+            if config.gradient_cache > 1:
+                outputs, losses = backward_in_parts(
+                    parallel, (view1, view2), progress.step, config.gradient_cache, compare, scaler, cast
+                )
+            else:
+                with cast():
+                    outputs = parallel(view1, view2, progress.step)
+                    losses = compare(outputs)
+                scaler.scale(losses.total).backward()
             scaler.step(optimizer)
             scaler.update()
-            totals.add(batch, loss, contrastive, correct, labels)
+            totals.add(batch, losses, labels)
+            watch.see(outputs.r1, outputs.z1)
             progress.step += 1
         metrics = totals.reduce(context, progress.step - loader.steps_per_epoch)
+        metrics |= watch.measure(progress.epoch)
         metrics |= {"epoch": progress.epoch, "lr": lr}
         seconds = time.perf_counter() - started
         metrics |= {
@@ -214,17 +268,11 @@ class _Totals:
         self.batches = 0
         self.first_bad = torch.full((), torch.inf, dtype=torch.float64, device=device)
 
-    def add(
-        self,
-        batch: int,
-        loss: torch.Tensor,
-        contrastive: torch.Tensor,
-        correct: torch.Tensor,
-        labels: torch.Tensor,
-    ) -> None:
-        self.sums += torch.stack([contrastive.double(), correct.double(), (labels >= 0).sum().double()])
+    def add(self, batch: int, losses: Losses, labels: torch.Tensor) -> None:
+        counts = losses.correct.double(), (labels >= 0).sum().double()
+        self.sums += torch.stack([losses.contrastive.double(), *counts])
         self.batches += 1
-        bad_here = torch.where(torch.isfinite(loss.detach()), torch.inf, float(batch)).double()
+        bad_here = torch.where(torch.isfinite(losses.total.detach()), torch.inf, float(batch)).double()
         self.first_bad = torch.minimum(self.first_bad, bad_here)
 
     def reduce(self, context: TrialContext, first_step: int) -> dict[str, float]:

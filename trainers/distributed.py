@@ -22,6 +22,17 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
+def rows_of_rank(batch_size: int, rank: int, world_size: int, parts: int = 1) -> Tensor:
+    """Which rows of a global batch are a rank's: an equal share of each of its `parts` consecutive parts.
+
+    So a part holds the same images on any number of ranks, and batch norm over it the same statistics.
+
+    Returns:
+        int64 (batch_size / world_size,), ascending.
+    """
+    return torch.arange(batch_size).view(parts, world_size, -1)[:, rank].flatten()
+
+
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -106,6 +117,8 @@ class SyncBatchNorm(_BatchNorm):
         return _Normalise.apply(input, weight, bias, mean, var, count, self.eps)
 
     def _update_running(self, mean: Tensor, var: Tensor, count: float) -> None:
+        if not self.track_running_stats:
+            return
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)

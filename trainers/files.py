@@ -8,6 +8,7 @@ from pathlib import Path
 STATE = "state.safetensors"
 MODEL = "model.safetensors"
 HISTORY = "history.jsonl"
+SPECTRA = "spectra.jsonl"
 
 
 def write_atomically(path: Path, text: str) -> None:

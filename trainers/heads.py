@@ -21,9 +21,11 @@ class Head(nn.Module):
 
     Attributes:
         embedding_dim: length of z in evaluation, where dropout and grouped heads return all of r.
+        evaluates_to_r: in evaluation z is r.
     """
 
     embedding_dim: int
+    evaluates_to_r = False
 
     def __init__(self, embedding_dim: int) -> None:
         super().__init__()
@@ -41,6 +43,8 @@ class Head(nn.Module):
 
 class NoHead(Head):
     """z = r: "SimCLR, no projector" (Table 1)."""
+
+    evaluates_to_r = True
 
     def forward(self, r: Tensor, step: int | None = None) -> Tensor:
         return r
@@ -79,13 +83,15 @@ class LinearHead(Head):
 class DiagonalHead(Head):
     """Trainable diagonal projector (Table 2): z = w * r, with w one at the start.
 
-    w is a one-dimensional parameter, so by the released code's rule LARS neither adapts nor decays it,
-    unlike the trainable linear projector that it is compared with. The paper leaves this open.
+    As a one-dimensional parameter (D,), w is by the released code's rule neither adapted nor decayed by
+    LARS, unlike the trainable linear projector that it is compared with. The paper leaves this open:
+    `as_matrix` stores w as (1, D), which every optimizer here treats like the linear projector's matrix.
     """
 
-    def __init__(self, representation_dim: int) -> None:
+    def __init__(self, representation_dim: int, as_matrix: bool = False) -> None:
         super().__init__(representation_dim)
-        self.weight = nn.Parameter(torch.ones(representation_dim))
+        shape = (1, representation_dim) if as_matrix else (representation_dim,)
+        self.weight = nn.Parameter(torch.ones(shape))
 
     def forward(self, r: Tensor, step: int | None = None) -> Tensor:
         return r * self.weight
@@ -145,6 +151,8 @@ class SubvectorHead(Head):
 class DropoutHead(Head):
     """d0 random features of r, redrawn each step, the same on all ranks and for both views (App. F)."""
 
+    evaluates_to_r = True
+
     def __init__(self, representation_dim: int, d0: int, seed: int) -> None:
         super().__init__(representation_dim)
         self.d0, self.seed = d0, seed
@@ -157,6 +165,8 @@ class DropoutHead(Head):
 
 class GroupedHead(Head):
     """All features shuffled anew each step into groups, with a loss each: a mode of the released code."""
+
+    evaluates_to_r = True
 
     def __init__(self, representation_dim: int, groups: int, seed: int) -> None:
         super().__init__(representation_dim)
@@ -190,7 +200,7 @@ def build_head(config: configs.HeadConfig, representation_dim: int, seed: int) -
         case configs.LinearHead():
             return LinearHead(D, _out_dim(config, D), source)
         case configs.DiagonalHead():
-            return DiagonalHead(D)
+            return DiagonalHead(D, config.as_matrix)
         case configs.OrthogonalHead():
             return OrthogonalHead(D, source)
         case configs.GroupedHead():

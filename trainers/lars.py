@@ -1,10 +1,10 @@
-"""LARS as the paper's released code computes it, and the choice of an optimizer."""
+"""LARS in both of its current forms, and the choice of an optimizer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import groupby
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +13,19 @@ from trainers import config as configs
 
 
 class Lars(torch.optim.Optimizer):
-    """Layer-wise adaptive rate scaling (You, Gitman and Ginsburg 2017), in the released code's form.
+    """Layer-wise adaptive rate scaling (You, Gitman and Ginsburg 2017).
 
     For a parameter p of two or more dimensions with gradient g::
 
         u = g + weight_decay * p
-        u = u * trust_coefficient * |p| / |u|        (where both norms are positive)
+        u = u * trust_coefficient * |p| / n        (where |p| and n are positive)
         momentum buffer m = momentum * m + u
         p = p - lr * m
 
-    The norm is that of the sum, where several libraries divide by |g| + weight_decay * |p|, and the
-    learning rate enters after the momentum. Biases, batch-norm and other one-dimensional parameters
-    take u = g: neither decayed nor adapted.
+    n is the norm of the sum, |u|, in the paper's released code, and the sum of the norms,
+    |g| + weight_decay * |p|, in the article's Algorithm 1 and in several libraries. The learning rate enters
+    after the momentum. Biases, batch-norm and other one-dimensional parameters take u = g: neither
+    decayed nor adapted.
 
     Args:
         params: parameters or parameter groups.
@@ -32,6 +33,7 @@ class Lars(torch.optim.Optimizer):
         momentum: decay of the buffer.
         weight_decay: L2 coefficient, inside the adapted update.
         trust_coefficient: ratio of |update| to |p| at learning rate 1.
+        norm: what |p| is divided by, "of_sum" or "sum_of_norms".
 
     Raises:
         ValueError: a negative hyper-parameter.
@@ -44,17 +46,18 @@ class Lars(torch.optim.Optimizer):
         momentum: float = 0.9,
         weight_decay: float = 1e-6,
         trust_coefficient: float = 0.001,
+        norm: Literal["of_sum", "sum_of_norms"] = "of_sum",
     ) -> None:
-        defaults = {
+        numbers = {
             "lr": lr,
             "momentum": momentum,
             "weight_decay": weight_decay,
             "trust_coefficient": trust_coefficient,
         }
-        for name, value in defaults.items():
+        for name, value in numbers.items():
             if value < 0:
                 raise ValueError(f"Lars: {name}: got {value}, takes a number >= 0")
-        super().__init__(params, defaults)
+        super().__init__(params, {**numbers, "norm": norm})
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -79,8 +82,11 @@ class Lars(torch.optim.Optimizer):
     def _update(self, parameters: list[Tensor], group: dict[str, Any], adapted: bool) -> None:
         updates = [p.grad for p in parameters if p.grad is not None]
         if adapted:
-            updates = list(torch._foreach_add(updates, parameters, alpha=group["weight_decay"]))
-            torch._foreach_mul_(updates, _trust_ratios(parameters, updates, group["trust_coefficient"]))
+            gradients, decay = updates, group["weight_decay"]
+            updates = list(torch._foreach_add(gradients, parameters, alpha=decay))
+            sizes = _norms(parameters)
+            divisors = _norms(updates) if group["norm"] == "of_sum" else _norms(gradients) + decay * sizes
+            torch._foreach_mul_(updates, _trust_ratios(sizes, divisors, group["trust_coefficient"]))
         momenta = [self._momentum(p) for p in parameters]
         torch._foreach_mul_(momenta, group["momentum"])
         torch._foreach_add_(momenta, updates)
@@ -97,12 +103,12 @@ def _kind(parameter: Tensor) -> tuple[str, str, bool]:
     return str(parameter.device), str(parameter.dtype), parameter.dim() > 1
 
 
-def _trust_ratios(
-    parameters: list[Tensor], updates: list[Tensor], trust_coefficient: float
-) -> tuple[Tensor, ...]:
-    p_norms = torch.stack(torch._foreach_norm(parameters))
-    u_norms = torch.stack(torch._foreach_norm(updates))
-    ratios = torch.where((p_norms > 0) & (u_norms > 0), trust_coefficient * p_norms / u_norms, 1.0)
+def _norms(tensors: list[Tensor]) -> Tensor:
+    return torch.stack(torch._foreach_norm(tensors))
+
+
+def _trust_ratios(sizes: Tensor, divisors: Tensor, trust_coefficient: float) -> tuple[Tensor, ...]:
+    ratios = torch.where((sizes > 0) & (divisors > 0), trust_coefficient * sizes / divisors, 1.0)
     return ratios.unbind()
 
 
@@ -118,6 +124,7 @@ def build_optimizer(
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             trust_coefficient=config.trust_coefficient,
+            norm=config.norm,
         )
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.dim() > 1]},

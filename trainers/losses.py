@@ -25,7 +25,7 @@ def contrastive_loss(z1: Tensor, z2: Tensor, config: LossConfig) -> Tensor:
     Returns:
         A scalar in nats, float32 at least; summed over groups.
     """
-    loss = info_nce if config.kind == "infonce" else nt_xent
+    loss = {"infonce": info_nce, "ntxent": nt_xent, "same_view": same_view}[config.kind]
     return loss(z1, z2, config.temperature)
 
 
@@ -72,8 +72,44 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
         return (logits.logsumexp(-1) - torch.cat([positive, positive], dim=1)).mean(-1).sum()
 
 
+def same_view(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    """InfoNCE as the paper prints it: N - 1 negatives, all from the view of the anchor, view 1.
+
+    With s_ij = cos(z1_i, z1_j) / temperature and p_i = cos(z1_i, z2_i) / temperature:
+    -1/N sum_i log( e^{p_i} / (sum_{j != i} e^{s_ij} + e^{p_i}) ), which is Eq. 2 with the normalised inner
+    products that the text puts in place of its distances, and Section 6.2's loss with Eq. 2's
+    denominator. One direction, as printed: the anchors are those of one branch, so that view 2 enters by
+    the positives alone. Neither equation has a temperature or says mean for sum.
+
+    Args:
+        z1: (b, d) or (b, G, d).
+        z2: as `z1`.
+        temperature: divides the cosine similarities.
+    """
+    with torch.autocast(z1.device.type, enabled=False):
+        both = _normalised(z1, z2)  # (b, 2, G, d)
+        local1, local2 = both.permute(1, 2, 0, 3)  # (b, 2, G, d) -> (2, G, b, d)
+        all1 = gather_rows(both[:, 0]).transpose(0, 1)  # (G, N, d)
+        positive = (local1 * local2).sum(-1) / temperature  # (G, b)
+        logits = local1 / temperature @ all1.mT  # (G, b, N)
+        first = world()[0] * local1.shape[1]
+        # No image is its own negative: in that place stands the positive.
+        logits[:, :, first:].diagonal(dim1=1, dim2=2).copy_(positive)
+        return (logits.logsumexp(-1) - positive).mean(-1).sum()
+
+
 def _gathered(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Both views normalised in float32 at least: local (G, b, d) twice, then global (G, N, d) twice."""
+    """Both views normalised: local (G, b, d) twice, then global (G, N, d) twice."""
+    both = _normalised(z1, z2)
+    local1, local2 = both.permute(1, 2, 0, 3)  # (b, 2, G, d) -> (2, G, b, d)
+    if world()[1] == 1:
+        return local1, local2, local1, local2
+    all1, all2 = gather_rows(both).permute(1, 2, 0, 3)  # one exchange for both views
+    return local1, local2, all1, all2
+
+
+def _normalised(z1: Tensor, z2: Tensor) -> Tensor:
+    """Both views normalised in float32 at least, (b, 2, G, d)."""
     if z1.shape != z2.shape or z1.dim() not in (2, 3):
         raise ValueError(
             "a contrastive loss takes two (b, d) or two (b, G, d), "
@@ -81,10 +117,4 @@ def _gathered(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         )
     dtype = torch.promote_types(z1.dtype, torch.float32)
     both = F.normalize(torch.stack([z1, z2], dim=1).to(dtype), dim=-1)  # (b, 2, [G,] d)
-    if both.dim() == 3:
-        both = both.unsqueeze(2)
-    local1, local2 = both.permute(1, 2, 0, 3)  # (b, 2, G, d) -> (2, G, b, d)
-    if world()[1] == 1:
-        return local1, local2, local1, local2
-    all1, all2 = gather_rows(both).permute(1, 2, 0, 3)  # one exchange for both views
-    return local1, local2, all1, all2
+    return both.unsqueeze(2) if both.dim() == 3 else both

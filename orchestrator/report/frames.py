@@ -8,7 +8,7 @@ from typing import Protocol
 
 import pandas as pd
 
-from orchestrator.exhibits import Table
+from orchestrator.exhibits import Table, TableRow
 from orchestrator.plan import PlannedCell, StudyPlan
 from orchestrator.report.escape import one_line
 from orchestrator.store import Arrays, Record
@@ -38,15 +38,29 @@ class Records(Protocol):
 
 
 class Snapshot:
-    """Records as they were when first asked for: all parts of a report agree while trials still run."""
+    """Records as they were when first asked for: all parts of a report agree while trials still run.
+
+    What lies there without a record, such as a running trial's history, counts as not there: the
+    report is the same from the store and from MLflow, which is told of finished work only.
+    """
 
     def __init__(self, records: Records) -> None:
+        self._records = records
         self.trial_record = functools.cache(records.trial_record)
         self.trial_failure = functools.cache(records.trial_failure)
         self.evaluation_record = functools.cache(records.evaluation_record)
-        self.evaluation_arrays = functools.cache(records.evaluation_arrays)
-        self.trial_arrays = functools.cache(records.trial_arrays)
-        self.history = functools.cache(records.history)
+        self.evaluation_arrays = functools.cache(self._evaluation_arrays)
+        self.trial_arrays = functools.cache(self._trial_arrays)
+        self.history = functools.cache(self._history)
+
+    def _evaluation_arrays(self, key: str) -> Arrays | None:
+        return self._records.evaluation_arrays(key) if self.evaluation_record(key) else None
+
+    def _trial_arrays(self, key: str) -> Arrays | None:
+        return self._records.trial_arrays(key) if self.trial_record(key) else None
+
+    def _history(self, key: str) -> list[dict[str, float]]:
+        return self._records.history(key) if self.trial_record(key) else []
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,7 @@ class Hole:
     """A number that a study asks for and nobody has.
 
     Attributes:
+        seed: None of toy networks, which come and fail together.
         what: "training", or the kind of evaluation.
         reason: "not done yet", or "failed: " and the error.
     """
@@ -61,7 +76,7 @@ class Hole:
     study: str
     cell: str
     label: str
-    seed: int
+    seed: int | None
     what: str
     trial: str
     reason: str
@@ -72,9 +87,9 @@ def metric_name(kind: str, name: str) -> str:
     return name if kind == "spectrum" else f"{kind}/{name}"
 
 
-def table_metric(table: Table) -> str:
-    """The metric that a table shows, as the frame names it."""
-    return table.metric.removeprefix("spectrum/")
+def row_metric(table: Table, row: TableRow) -> str:
+    """The metric that a row of a table shows, as the frame names it."""
+    return (row.metric or table.metric).removeprefix("spectrum/")
 
 
 def cells_frame(study: StudyPlan, records: Records) -> pd.DataFrame:
@@ -85,7 +100,7 @@ def cells_frame(study: StudyPlan, records: Records) -> pd.DataFrame:
         accuracies in percent; `paper` is NaN where the paper gives no number.
     """
     paper = {
-        (member.name, row.cell, table_metric(table)): row.paper
+        (member.name, row.cell, row_metric(table, row)): row.paper
         for member in study.members
         for table in member.tables
         for row in table.rows
@@ -106,7 +121,8 @@ def holes(study: StudyPlan, records: Records) -> list[Hole]:
     """What a study lacks, in its order."""
     found = []
     for cell in study.cells:
-        if cell.case is not None and cell.seed > 0:
+        is_toy = cell.case is not None
+        if is_toy and cell.seed > 0:
             continue  # the networks of a cell come and fail together
         failure = records.trial_failure(cell.trial)
         reason = f"failed: {one_line(failure['error'])}" if failure else "not done yet"
@@ -116,9 +132,8 @@ def holes(study: StudyPlan, records: Records) -> list[Hole]:
             lacking = [
                 kind for kind, key in cell.evaluations.items() if records.evaluation_record(key) is None
             ]
-        found += [
-            Hole(cell.study, cell.cell, cell.label, cell.seed, what, cell.trial, reason) for what in lacking
-        ]
+        seed = None if is_toy else cell.seed
+        found += [Hole(cell.study, cell.cell, cell.label, seed, what, cell.trial, reason) for what in lacking]
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.plan import Plan, PlannedCell, StudyPlan
 from orchestrator.report.frames import Hole, Records
 from orchestrator.store import Record
+from trainers.config import ToyRun
 
 _NO_HARDWARE = ("versions", "commit", "peak_memory_bytes", "executor")
 
@@ -17,17 +18,22 @@ def provenance(plan: Plan, study: StudyPlan, records: Records, missing: Sequence
     """All facts beside the numbers, from the records alone: the same records give the same answer at any time.
 
     Returns:
-        Plain data for JSON. Durations in seconds; `training_seconds` and `evaluation_seconds` are
-        sums over trials, each counted once however many cells show it.
+        Plain data for JSON. Durations in seconds; `training_seconds`, `toy_seconds` and `evaluation_seconds`
+        are sums over runs, each counted once however many cells show it. `trials_*` count trainings,
+        `toys_*` runs of toy networks.
     """
     showing: dict[str, list[PlannedCell]] = {}
     for cell in study.cells:
         showing.setdefault(cell.trial, []).append(cell)
-    trials = {key: _trial(plan, key, cells, records) for key, cells in showing.items()}
-    trained = [record for key in showing if (record := records.trial_record(key))]
+    toys = [key for key in showing if isinstance(plan.trials[key], ToyRun)]
+    trainings = [key for key in showing if key not in toys]
+    trained, simulated = (
+        [record for key in keys if (record := records.trial_record(key))] for keys in (trainings, toys)
+    )
     evaluations = dict.fromkeys(key for cell in study.cells for key in cell.evaluations.values())
     evaluated = [record for key in evaluations if (record := records.evaluation_record(key))]
-    everything = trained + evaluated
+    runs = trained + simulated
+    everything = runs + evaluated
     return {
         "study": study.study.name,
         "title": study.study.title,
@@ -35,27 +41,30 @@ def provenance(plan: Plan, study: StudyPlan, records: Records, missing: Sequence
         "recipe": study.recipe,
         "seeds": list(study.seeds),
         "overrides": plan.overrides,
-        "trials_planned": len(showing),
+        "trials_planned": len(trainings),
         "trials_done": len(trained),
+        "toys_planned": len(toys),
+        "toys_done": len(simulated),
         "evaluations_planned": len(evaluations),
         "evaluations_done": len(evaluated),
         "started": min((record["started"] for record in everything), default=None),
         "finished": max((record["finished"] for record in everything), default=None),
         "training_seconds": fsum(record["seconds"] for record in trained),
+        "toy_seconds": fsum(record["seconds"] for record in simulated),
         "evaluation_seconds": fsum(record["seconds"] for record in evaluated),
         "peak_memory_bytes": max((_memory(record) for record in everything), default=0) or None,
         "numerics_versions": sorted({record["numerics_version"] for record in everything}),
         "commits": _distinct(record["environment"].get("commit") for record in everything),
         "versions": _versions(everything),
-        "hardware": _hardware(trained),
-        "executors": _distinct(record["environment"].get("executor") for record in trained),
+        "hardware": _hardware(runs),
+        "executors": _distinct(record["environment"].get("executor") for record in runs),
         "datasets": _distinct(record.get("dataset") for record in trained),
         "missing": [
             {"study": hole.study, "cell": hole.cell, "seed": hole.seed, "what": hole.what, "trial": hole.trial,
              "reason": hole.reason}
             for hole in missing
         ],
-        "trials": trials,
+        "trials": {key: _trial(plan, key, cells, records) for key, cells in showing.items()},
     }  # fmt: skip
 
 
@@ -67,8 +76,9 @@ def _trial(plan: Plan, key: str, cells: list[PlannedCell], records: Records) -> 
         if done := records.evaluation_record(evaluation):
             evaluations[evaluation] = {"kind": kind, "finished": done["finished"], "seconds": done["seconds"]}
     facts: dict[str, Any] = {
-        "cells": [cell.name for cell in cells],
-        "seed": cells[0].seed,
+        "kind": "toy networks" if isinstance(plan.trials[key], ToyRun) else "training",
+        "cells": list(dict.fromkeys(cell.name for cell in cells)),
+        "seed": plan.trials[key].seed,
         "config": plan.trials[key].model_dump(mode="json"),
         "evaluations": evaluations,
     }

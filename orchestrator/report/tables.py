@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -15,12 +16,13 @@ from rich.text import Text
 from orchestrator.exhibits import Table, TableRow
 from orchestrator.plan import StudyPlan
 from orchestrator.report import escape
-from orchestrator.report.frames import Hole, Records, cells_frame, holes, table_metric
+from orchestrator.report.frames import Hole, Records, cells_frame, holes, row_metric
 from orchestrator.report.statistics import Interval, mean_interval
 from orchestrator.spec import Study
 
 TICK = "✓"
 NONE = "—"
+MINUS = "−"
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,15 @@ class Row:
     """One setting: ours, the paper's, and why a number is missing.
 
     Attributes:
-        values: by seed, in the table's unit; None where there is no number.
+        metric: as the frame names it.
+        values: by seed (network, of a theory study), in the metric's unit; None where there is no number.
         marks: letters of the footnotes that belong to this row.
     """
 
     study: str
     cell: str
     columns: tuple[str, ...]
+    metric: str
     values: dict[int, float | None]
     ours: Interval | None
     paper: float | None
@@ -48,18 +52,35 @@ class Row:
 
 @dataclass(frozen=True)
 class FilledTable:
-    """A study's table with numbers. `name` is unique in a report; `notes` maps a mark to its text."""
+    """A study's table with numbers.
+
+    Attributes:
+        name: unique in a report.
+        study: the member study that the table is of.
+        seeds: of all rows; the networks of a theory study.
+        networks: whether its seeds are networks of a theory study.
+        notes: mark -> text.
+        agreement: whether the rows come in the paper's order; empty where that can't be told.
+    """
 
     name: str
+    study: str
     spec: Table
     recipe: str
     seeds: tuple[int, ...]
+    networks: bool
     rows: tuple[Row, ...]
     notes: dict[str, str]
+    agreement: str = ""
+
+    @property
+    def has_paper(self) -> bool:
+        return any(row.paper is not None for row in self.rows)
 
     @property
     def header(self) -> tuple[str, ...]:
-        return (*self.spec.columns, self.spec.metric_label, "Paper", "Difference", "n")
+        beside = ("Paper", "Difference") if self.has_paper else ()
+        return (*self.spec.columns, self.spec.metric_label, *beside, "n")
 
     @property
     def ticked(self) -> tuple[bool, ...]:
@@ -71,67 +92,88 @@ class FilledTable:
 
     @property
     def legend(self) -> tuple[str, ...]:
-        """How to read the numbers."""
+        """How to read the numbers, and whether they are in the paper's order."""
         counts = {row.ours.n for row in self.rows if row.ours}
-        several = ["Mean ± 95 % t interval over n seeds."] if counts - {1} else []
+        drawn = "networks" if self.networks else "seeds"
+        several = [f"Mean ± 95 % t interval over n {drawn}."] if counts - {1} else []
         single = ["n = 1: a single run, so no interval."] if 1 in counts else []
-        return (*several, *single, f"Paper: {self.spec.source}. Difference: ours − paper.")
+        if not self.has_paper:
+            return (*several, *single, f"Source: {self.spec.source}, no published numbers.")
+        paper = f"Paper: {self.spec.source}. Difference: ours − paper."
+        return (*several, *single, paper, *([f"{self.agreement}."] if self.agreement else []))
 
-    def texts(self, row: Row) -> tuple[str, str, str, str]:
-        """Ours, paper, difference, n as shown."""
-        metric = self.spec.metric
-        paper = number(row.paper, metric) if row.paper is not None else ""
-        difference = number(row.difference, metric, sign=True) if row.difference is not None else ""
-        return interval_text(row.ours, metric), paper, difference, str(row.ours.n if row.ours else 0)
+    def texts(self, row: Row) -> tuple[str, ...]:
+        """Ours, the paper's and the difference where the table has any of the paper's, and n, as shown."""
+        paper = number(row.paper, row.metric) if row.paper is not None else ""
+        difference = number(row.difference, row.metric, sign=True) if row.difference is not None else ""
+        beside = (paper, difference) if self.has_paper else ()
+        return interval_text(row.ours, row.metric), *beside, str(row.ours.n if row.ours else 0)
 
 
 def fill(study: StudyPlan, cells: pd.DataFrame, missing: Sequence[Hole]) -> list[FilledTable]:
     """All tables of a study with the numbers of its cells frame."""
-    values = {
-        (study_name, cell, metric, seed): value
-        for study_name, cell, metric, seed, value in zip(
-            cells["study"], cells["cell"], cells["metric"], cells["seed"], cells["value"], strict=True
-        )
-    }
-    reasons = {(hole.study, hole.cell, hole.seed, hole.what): hole for hole in missing}
+    numbers = _Numbers(study, cells, missing)
     names = [table.name for member in study.members for table in member.tables]
     filled = []
     for member in study.members:
         for table in member.tables:
             name = table.name if names.count(table.name) == 1 else f"{member.name}.{table.name}"
             marks: dict[str, str] = {}
-            rows = tuple(_fill_row(study, member, table, row, values, reasons, marks) for row in table.rows)
+            rows = tuple(_fill_row(member, table, row, numbers, marks) for row in table.rows)
+            seeds = tuple(dict.fromkeys(seed for row in rows for seed in row.values))
             notes = {mark: text for text, mark in marks.items()}
-            filled.append(FilledTable(name, table, study.recipe, study.seeds, rows, notes))
+            filled.append(
+                FilledTable(
+                    name, member.name, table, study.recipe, seeds, member.toy is not None, rows, notes
+                )
+            )
     return filled
 
 
-def _fill_row(
-    plan: StudyPlan,
-    member: Study,
-    table: Table,
-    row: TableRow,
-    values: dict[tuple[str, str, str, int], float],
-    reasons: dict[tuple[str, str, int, str], Hole],
-    marks: dict[str, str],
-) -> Row:
-    metric, kind = table_metric(table), table.metric.split("/")[0]
-    by_seed = {seed: values.get((member.name, row.cell, metric, seed)) for seed in plan.seeds}
+class _Numbers:
+    """A study's numbers, its seeds and its holes, by cell."""
+
+    def __init__(self, study: StudyPlan, cells: pd.DataFrame, missing: Sequence[Hole]) -> None:
+        columns = [cells[name] for name in ("study", "cell", "metric", "seed", "value")]
+        self.values: dict[tuple[str, str, str, int], float] = {
+            (member, cell, metric, seed): value
+            for member, cell, metric, seed, value in zip(*columns, strict=True)
+        }
+        self.holes = {(hole.study, hole.cell, hole.seed, hole.what): hole for hole in missing}
+        self.seeds: dict[tuple[str, str], list[int]] = {}
+        for cell in study.cells:
+            self.seeds.setdefault((cell.study, cell.cell), []).append(cell.seed)
+
+    def hole(self, study: str, cell: str, seed: int, kind: str) -> Hole | None:
+        for found in ((seed, "training"), (None, "training"), (seed, kind)):
+            if hole := self.holes.get((study, cell, *found)):
+                return hole
+        return None
+
+
+def _fill_row(member: Study, table: Table, row: TableRow, numbers: _Numbers, marks: dict[str, str]) -> Row:
+    metric, kind = row_metric(table, row), (row.metric or table.metric).split("/")[0]
+    by_seed = {
+        seed: numbers.values.get((member.name, row.cell, metric, seed))
+        for seed in numbers.seeds.get((member.name, row.cell), ())
+    }
     lacking: dict[str, list[int]] = {}
     for seed in (seed for seed, value in by_seed.items() if value is None):
-        hole = reasons.get((member.name, row.cell, seed, "training")) or reasons.get(
-            (member.name, row.cell, seed, kind)
-        )
+        hole = numbers.hole(member.name, row.cell, seed, kind)
         reason = f"{hole.what.replace('_', ' ')} {hole.reason}" if hole else f"{metric} does not apply here"
         lacking.setdefault(reason, []).append(seed)
     texts = [
-        f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}: {reason}"
+        reason[:1].upper() + reason[1:] if member.toy else f"{_seeds(seeds)}: {reason}"
         for reason, seeds in lacking.items()
     ]
     here = tuple(marks.setdefault(text, letters(len(marks))) for text in texts)
     known = [value for value in by_seed.values() if value is not None]
     ours = mean_interval(known) if known else None
-    return Row(member.name, row.cell, row.columns, by_seed, ours, row.paper, here)
+    return Row(member.name, row.cell, row.columns, metric, by_seed, ours, row.paper, here)
+
+
+def _seeds(seeds: list[int]) -> str:
+    return f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def letters(index: int) -> str:
@@ -147,19 +189,32 @@ def letters(index: int) -> str:
 
 
 def number(value: float, metric: str, sign: bool = False) -> str:
-    """Percentages and ranks with one decimal, as the paper prints them; anything else with three."""
-    decimals = 1 if metric.endswith(("top1", "top5", "rankme")) else 3
-    text = f"{value:{'+' if sign else ''}.{decimals}f}"
+    """Percentages, ranks and counts with one decimal, as the paper prints them; anything else with three.
+
+    A value too small for its decimals has an exponent instead: 2.1e−5.
+    """
+    if 0 < abs(value) < 0.0005 and _decimals(metric) == 3:
+        mantissa, exponent = f"{value:{'+' if sign else ''}.1e}".split("e")
+        return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
+    text = f"{value:{'+' if sign else ''}.{_decimals(metric)}f}"
     if sign and float(text) == 0:
         text = text[1:]
-    return text.replace("-", "−")
+    return text.replace("-", MINUS)
+
+
+def _decimals(metric: str) -> int:
+    return 1 if metric.endswith(("top1", "top5", "rankme", "rank")) or "directions" in metric else 3
 
 
 def interval_text(interval: Interval | None, metric: str) -> str:
+    """94.3 ± 1.2."""
     if interval is None:
         return NONE
-    half = interval.half_width
-    return number(interval.mean, metric) + (f" ± {number(half, metric)}" if half is not None else "")
+    mean, half = number(interval.mean, metric), interval.half_width
+    if half is None:
+        return mean
+    # beside a mean that is not small, a small half-width is a zero
+    return f"{mean} ± {number(half, metric) if 'e' in mean else f'{half:.{_decimals(metric)}f}'}"
 
 
 # --- CSV ----------------------------------------------------------------------------------------
@@ -183,8 +238,9 @@ def to_csv(table: FilledTable) -> str:
     for row in table.rows:
         ours = row.ours or (None, None, None, 0)
         notes = "; ".join(table.notes[mark] for mark in row.marks)
-        identity = (*row.columns, row.study, row.cell, table.recipe, table_metric(table.spec))
-        lines.append([*identity, *ours, row.paper, row.difference, *row.values.values(), notes])
+        identity = (*row.columns, row.study, row.cell, table.recipe, row.metric)
+        values = [row.values.get(seed) for seed in table.seeds]
+        lines.append([*identity, *ours, row.paper, row.difference, *values, notes])
     return write_csv([*table.spec.columns, *fixed, *seeds, "notes"], lines)
 
 
@@ -212,9 +268,19 @@ def to_markdown(table: FilledTable) -> str:
 # --- LaTeX --------------------------------------------------------------------------------------
 
 
+_SYMBOLS = (
+    ("t interval over n", "$t$ interval over $n$"),
+    ("n = 1:", "$n = 1$:"),
+    ("Kendall's τ", "Kendall's $\\tau$"),
+    ("two-sided p ", "two-sided $p$ "),
+)
+"""Of legends, once escaped: what is typeset as math."""
+
+
 def to_latex(table: FilledTable) -> str:
     """A floating table for a paper. Needs the packages booktabs and, for ticks, amssymb."""
-    alignment = "".join("c" if ticks else "l" for ticks in table.ticked) + "rrrr"
+    alignment = "".join("c" if ticks else "l" for ticks in table.ticked)
+    alignment += "r" * (len(table.header) - len(table.ticked))
     header = [*map(escape.latex, table.header[:-1]), "$n$"]
     body = []
     for row in table.rows:
@@ -222,7 +288,7 @@ def to_latex(table: FilledTable) -> str:
         marks = f"\\textsuperscript{{{','.join(row.marks)}}}" if row.marks else ""
         body.append([*map(escape.latex, row.columns), ours + marks, *others])
     legend = escape.latex(" ".join(table.legend))
-    for text, symbols in (("t interval over n", "$t$ interval over $n$"), ("n = 1:", "$n = 1$:")):
+    for text, symbols in _SYMBOLS:
         legend = legend.replace(text, symbols)
     caption = f"{escape.latex(table.spec.title)} Recipe {escape.latex(table.recipe)}. {legend}"
     notes = [f"\\textsuperscript{{{mark}}} {escape.latex(text)}" for mark, text in table.notes.items()]
@@ -246,10 +312,11 @@ def to_latex(table: FilledTable) -> str:
 
 
 def _math(text: str) -> str:
-    """94.3 ± 1.2 -> $94.3 \\pm 1.2$; a dash stays text."""
+    """94.3 ± 1.2 -> $94.3 \\pm 1.2$, 2.1e−5 -> $2.1 \\times 10^{-5}$; a dash stays text."""
     if text in ("", NONE):
         return escape.latex(text)
-    return "$" + text.replace("±", r"\pm").replace("−", "-") + "$"
+    plain = re.sub(r"e(-?[0-9]+)", r" \\times 10^{\1}", text.replace(MINUS, "-"))
+    return "$" + plain.replace("±", r"\pm") + "$"
 
 
 # --- terminal -----------------------------------------------------------------------------------

@@ -79,6 +79,9 @@ cells:
 """
 
 
+CLAIM = "claims:\n  - {{name: c, text: T, source: S, test: order, cells: {}}}\n"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
@@ -91,7 +94,54 @@ cells:
         ("cells:", "seeds: [-1]\ncells:", "seeds[0]: got -1"),
         ("cells:", "seeds: [1.5]\ncells:", "seeds[0]: got 1.5"),
         ("cells:", "seeds: 3\ncells:", "seeds: got 3"),
-        ("cells:", "include: [table1]\ncells:", "takes either `cells` or `include`"),
+        (
+            "cells:\n  - {name: a, label: A, set: {head: {kind: none}}}",
+            "",
+            "cells: got none and no `include`",
+        ),
+        ("cells:", "include: [table1, table1]\ncells:", "include: got table1 more than once"),
+        ("{head: {kind: none}}", "{faithfulness: {negativs: corrected}}", "did you mean 'negatives'?"),
+        (
+            "{head: {kind: none}}",
+            "{faithfulness: {negatives: mine}}",
+            "takes as_published, as_released, corrected",
+        ),
+        ("{head: {kind: none}}", "{faithfulness: {lars_norm: corrected}}", "takes as_published, as_released"),
+        (
+            "{head: {kind: none}}",
+            "{faithfulness: {scaler_state: corrected}}",
+            "takes none: it is decided in the code",
+        ),
+        ("{head: {kind: none}}", "{faithfulness: 3}", "faithfulness: got 3"),
+        (
+            "cells:",
+            CLAIM.format("[a, b]") + "cells:",
+            "claims.c: got cell 'b', takes a cell of this study: a",
+        ),
+        ("cells:", CLAIM.format("[a, table1/mlp]") + "cells:", "claims.c: got cell 'table1/mlp'"),
+        (
+            "cells:",
+            "include: [table1]\n" + CLAIM.format("[a, table1/mlpp]") + "cells:",
+            "got cell 'table1/mlpp'; did you mean 'table1/mlp'?",
+        ),
+        ("cells:", CLAIM.format("[a]") + "cells:", 'claims[0].cells: got ["a"], takes at least 2'),
+        (
+            "cells:",
+            CLAIM.format("[a, a], margn: 1") + "cells:",
+            "claims[0].margn: unknown field; did you mean 'margin'?",
+        ),
+        (
+            "cells:",
+            CLAIM.format("[a, a]").replace("order", "ordered") + "cells:",
+            "claims[0].test: got \"ordered\"; did you mean 'order'?; takes one of order, equivalent",
+        ),
+        (
+            "cells:",
+            "figures:\n  - {name: f}\ncells:",
+            'figures[0]: got {"name": "f"}, takes a mapping with a `kind`',
+        ),
+        ("cells:", "toy: {networks: 1}\ncells:", "toy.networks: got 1"),
+        ("cells:", "toy: {layers: 2}\ncells:", "set.head: unknown field"),
         ("cells:", "cels:", "unknown field; did you mean 'cells'?"),
         ("cells:", "evaluations: [knnn]\ncells:", "did you mean 'knn'?; takes one of linear_probe"),
         ("{name: a,", "{name: a, lr: 3,", "cells[0].lr: unknown field"),

@@ -16,7 +16,7 @@ from orchestrator.library import load_recipe
 from orchestrator.plan import estimate, jobs, make_plan
 from orchestrator.spec import Resources, evaluation_key, trial_key
 from orchestrator.store import Store
-from trainers.config import TrialConfig, absolute, canonical_head
+from trainers.config import ToyRun, TrialConfig, absolute, canonical_head
 
 
 def key(*sets: str, seed: int = 0) -> str:
@@ -91,6 +91,47 @@ def test_keys_stay_what_they_are() -> None:
     assert (trial, evaluation_key(config, trial, protocol, 1)) == GOLDEN_KEYS
 
 
+def test_a_field_that_is_added_with_a_default_leaves_the_keys() -> None:
+    class Later(TrialConfig):
+        added: int = 3
+
+    config = load_recipe("digits").recipe.trial(0)
+    later = Later.model_validate(config.model_dump())
+    assert trial_key(later, 1) == trial_key(config, 1)
+    assert trial_key(later.model_copy(update={"added": 4}), 1) != trial_key(config, 1)
+
+
+def test_a_theory_study_is_one_run_under_any_recipe_and_seeds() -> None:
+    plans = [make_plan(["theory_augmentation"], recipe, seeds) for recipe, seeds in
+             (("digits", (0,)), ("digits", (3, 4)), ("imagenet", None))]  # fmt: skip
+    assert len({tuple(plan.trials) for plan in plans}) == 1
+    (plan, *_) = plans
+    (run,) = plan.trials.values()
+    assert isinstance(run, ToyRun)
+    cells = plan.cells()
+    assert {cell.case for cell in cells} == set(range(len(run.cases)))
+    assert {cell.seed for cell in cells} == set(range(run.networks))
+    changed = make_plan(["theory_augmentation"], sets=("faithfulness.toy_loss=as_released",))
+    (other,) = changed.trials.values()
+    assert isinstance(other, ToyRun)
+    assert {case.loss for case in other.cases} == {"inner_product"}
+    assert changed.trials.keys() != plan.trials.keys()
+
+
+def test_the_whole_paper_shares_its_trainings() -> None:
+    plan = make_plan(["paper"], "imagenet", (0,))
+    trained = [key for key, config in plan.trials.items() if isinstance(config, TrialConfig)]
+    assert len(trained) == 17
+    assert len(plan.trials) - len(trained) == 4
+    of = {cell.name: cell.trial for cell in plan.cells()}
+    assert of["d0_sweep/full"] == of["d0_sweep/none"] == of["table1/none"] == of["spectra/none"]
+    assert of["dropout/fixed"] == of["subvector_probe/directclr"] == of["table1/directclr"]
+    shown = [figure.name for member in plan.studies[0].members for figure in member.figures]
+    assert len(shown) == len(set(shown)) == 9
+    claims = [claim for member in plan.studies[0].members for claim in member.claims]
+    assert {claim.group for claim in claims} == set(range(1, 8))
+
+
 def test_what_is_measured_on_changes_the_evaluation_and_retrains_nothing() -> None:
     keys = []
     for sets in ((), ("data.validation_images=100",), ("evaluations.knn.k=5",)):
@@ -103,7 +144,7 @@ def test_what_is_measured_on_changes_the_evaluation_and_retrains_nothing() -> No
     assert len(set(evaluations)) == 3
 
 
-GOLDEN_KEYS = ("2626e885c21a5dfa268e", "689be7edb510a59935b9")
+GOLDEN_KEYS = ("d5700f291b5bc760888e", "978c75f748b76428fd71")
 
 
 @given(st.integers(1, 4096), st.integers(1, 4096))

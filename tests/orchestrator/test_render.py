@@ -11,12 +11,14 @@ from synthetic import ENVIRONMENT, fill, stamp
 from orchestrator.errors import AblateError
 from orchestrator.plan import make_plan
 from orchestrator.report import write_report
+from orchestrator.report.content import make_report
 from orchestrator.report.frames import cells_frame
-from orchestrator.report.render import duration, files, make_report
+from orchestrator.report.phrases import duration
+from orchestrator.report.render import files
 from orchestrator.store import Store
 
 NAMES = {
-    "cells.csv", "index.html", "provenance.json", "report.md",
+    "cells.csv", "claims.csv", "index.html", "provenance.json", "report.md",
     "tables/table1.csv", "tables/table1.md", "tables/table1.tex",
     "tables/table2.csv", "tables/table2.md", "tables/table2.tex",
 }  # fmt: skip
@@ -49,7 +51,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "link", "br", "hr", "img"):
+        if tag not in ("meta", "link", "br", "hr", "img", "col"):
             self.stack.append(tag)
         if tag == "table":
             self.tables.append([])
@@ -164,7 +166,8 @@ def test_the_page_loads_nothing_from_elsewhere(plan, store):
     page = Page(files(make_report(plan, plan.studies[0], store))["index.html"])
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "img", "iframe", "object"})
     links = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
-    assert links <= NAMES
+    ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    assert links <= NAMES | {f"#{name}" for name in ids}
     assert not any("src" in attributes for _, attributes in page.tags)
     assert page.stack == []
 
@@ -172,7 +175,8 @@ def test_the_page_loads_nothing_from_elsewhere(plan, store):
 def test_the_page_shows_both_tables_with_the_papers_value_and_the_difference(plan, store):
     fill(plan, store)
     page = Page(files(make_report(plan, plan.studies[0], store))["index.html"])
-    first, second, overview, trials = page.tables
+    claims, first, second, overview, trials = page.tables
+    assert claims[0][:2] == ["Claim", "Verdict"]
     assert first[0] == ["Loss function", "Projector", "Top-1 accuracy (%)", "Paper", "Difference", "n"]
     assert first[1] == ["SimCLR", "2-layer nonlinear projector", "96.2 ± 1.9", "66.5", "+29.7", "2"]
     assert second[-1][:3] == ["fixed low-rank diagonal projector", "✓", "✓"]
@@ -185,7 +189,7 @@ def test_the_page_shows_both_tables_with_the_papers_value_and_the_difference(pla
 def test_the_page_says_why_a_number_is_missing(plan, store):
     fill(plan, store, fail=[next(iter(plan.trials))])
     page = Page(files(make_report(plan, plan.studies[0], store))["index.html"])
-    missing = page.tables[3]
+    missing = page.tables[4]
     assert missing[1][1:] == [
         "0",
         "training",
@@ -212,7 +216,7 @@ def test_no_text_of_a_study_or_an_error_becomes_html(plan, store, text):
     made = files(make_report(plan, study, store))
     page = Page(made["index.html"])
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "img"})
-    assert page.tables[0][1][0] == text
+    assert page.tables[1][1][0] == text
     assert page.tables[-2][1][-1] == f"failed: {text}"
     assert "<script" not in made["report.md"]
     assert "<img" not in made["report.md"]

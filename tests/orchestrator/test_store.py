@@ -45,10 +45,21 @@ def test_evaluations_keep_their_arrays(store: Store) -> None:
     assert np.array_equal(store.evaluation_arrays(KEY)["correct"], correct)
 
 
-def test_pickled_arrays_are_not_loaded(store: Store) -> None:
+def test_pickled_and_broken_arrays_are_not_loaded(store: Store) -> None:
     store.commit_evaluation(KEY, {}, {}, {"x": np.array([{"a": 1}], dtype=object)})
-    with pytest.raises(ValueError, match="allow_pickle"):
+    with pytest.raises(AblateError, match="not readable"):
         store.evaluation_arrays(KEY)
+    (store.evaluation_directory(KEY) / "arrays.npz").write_bytes(b"PK\x03\x04 broken")
+    with pytest.raises(AblateError, match="not readable"):
+        store.evaluation_arrays(KEY)
+
+
+def test_arrays_that_nobody_left_are_none(store: Store) -> None:
+    assert store.evaluation_arrays(KEY) is None
+    assert store.trial_arrays(KEY) is None
+    store.begin_trial(KEY, {})
+    store.commit_trial(KEY, {"kind": "toy"}, {"0/iterations": np.arange(3)})
+    assert store.trial_arrays(KEY)["0/iterations"].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("key", ["../../etc/passwd", "", "0123", KEY.upper(), KEY + "0", KEY[:-1] + "/"])

@@ -17,12 +17,14 @@ from trainers.checkpoint import read
 from trainers.config import TrialConfig
 from trainers.context import TrialContext
 from trainers.contrastive import (
+    Losses,
     NonFiniteLossError,
     TrainingResult,
     _Totals,
     build_model,
     load_model,
     make_reproducible,
+    objective,
     train,
 )
 from trainers.data.datasets import load_dataset
@@ -119,6 +121,8 @@ def test_workers_share_the_batch_without_changing_the_training(
     for mine, theirs in zip(numbers(alone), history, strict=True):
         assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-9)
         assert theirs["online_top1"] == mine["online_top1"]
+        for name in ("representation_rankme", "embedding_rankme"):
+            assert theirs[name] == pytest.approx(mine[name], rel=1e-6)
 
 
 def left_in(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
@@ -155,9 +159,10 @@ def _cut_off(folder: Path, config: TrialConfig, times: int) -> None:
         (1, {"precision": "fp16"}),
         (1, {"optimizer": {"kind": "adamw", "lr": 0.01}}),
         (1, {"channels_last": True}),
+        (1, {"gradient_cache": 2, "precision": "fp16"}),
         (2, {"head": {"kind": "dropout", "d0": 7}}),
     ],
-    ids=["orthogonal", "fp16", "adamw", "channels_last", "2 ranks"],
+    ids=["orthogonal", "fp16", "adamw", "channels_last", "gradient_cache", "2 ranks"],
 )
 def test_a_training_cut_off_after_an_epoch_ends_as_if_nothing_had_happened(
     tmp_path: Path, world_size: int, changes: dict[str, Any]
@@ -233,7 +238,7 @@ def _non_finite_on_rank(folder: Path, config: TrialConfig) -> tuple[str, str]:
     totals = _Totals(context.device)
     for batch in range(4):
         bad = torch.tensor(torch.nan if (rank, batch) == (1, 2) else 1.0)
-        totals.add(batch, bad, bad, torch.tensor(0), torch.tensor([0]))
+        totals.add(batch, Losses(bad, bad, torch.tensor(0)), torch.tensor([0]))
     with pytest.raises(NonFiniteLossError) as one:
         totals.reduce(context, first_step=8)
     return str(whole.value), str(one.value)
@@ -256,9 +261,9 @@ def _probe_on_rank(config: TrialConfig) -> tuple[torch.Tensor, torch.Tensor]:
     model = build_model(config, load_dataset(config.data), context)
     views = torch.randn(2, 8, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     view1, view2 = (view.chunk(world_size)[rank] for view in views)
-    loss, contrastive, _ = model(view1, view2, LABELS.chunk(world_size)[rank], 0)
-    (grad,) = torch.autograd.grad(loss, model.online_probe.weight)
-    return loss.detach() - contrastive, grad
+    losses = objective(model(view1, view2, 0), LABELS.chunk(world_size)[rank], config.loss)
+    (grad,) = torch.autograd.grad(losses.total, model.online_probe.weight)
+    return losses.total.detach() - losses.contrastive, grad
 
 
 def test_unlabelled_images_on_one_rank_alone_leave_the_online_probe_a_global_mean() -> None:

@@ -87,7 +87,13 @@ def test_measurements_agree_with_the_cpu(tmp_path: Path) -> None:
     values = []
     for device in (torch.device("cpu"), torch.device("cuda", 0)):
         model = load_model(result.model_path, config, dataset, TrialContext(tmp_path, device=device))
-        protocols = [LinearProbe(epochs=5), LinearProbe(solver="lbfgs", weight_decay=1e-3), Knn(), Spectrum()]
+        protocols = [
+            LinearProbe(epochs=5),
+            LinearProbe(solver="lbfgs", weight_decay=1e-3),
+            LinearProbe(protocol="reference", epochs=2),
+            Knn(),
+            Spectrum(),
+        ]
         values.append(list(evaluate(config, model.backbone, model.head, protocols, device, dataset=dataset)))
     for here, there in zip(*values, strict=True):
         for name, value in here.metrics.items():

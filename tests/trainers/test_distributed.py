@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainers import config as configs
 from trainers.backbones import build_backbone
-from trainers.distributed import SyncBatchNorm, gather_rows, synchronise_batch_norm, world
+from trainers.distributed import SyncBatchNorm, gather_rows, rows_of_rank, synchronise_batch_norm, world
 from trainers.heads import build_head
 from trainers.lars import build_optimizer
 from trainers.losses import contrastive_loss
@@ -64,6 +64,16 @@ def test_a_process_without_a_group_is_a_world_of_one() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     assert synchronise_batch_norm(model, "cpu") is model
     assert type(model[1]) is nn.BatchNorm1d
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_share_every_part_of_a_batch_evenly(world_size: int, parts: int) -> None:
+    ranks = [rows_of_rank(24, rank, world_size, parts) for rank in range(world_size)]
+    assert torch.cat(ranks).sort().values.tolist() == list(range(24))
+    for part in range(parts):
+        together = torch.cat([rows.chunk(parts)[part] for rows in ranks])
+        assert together.tolist() == list(range(part * 24 // parts, (part + 1) * 24 // parts))
 
 
 # --- batch norm: cases that run on every rank and, with the whole batch, in one process ---------------

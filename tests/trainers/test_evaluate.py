@@ -24,7 +24,7 @@ from trainers.data.datasets import Dataset, Split, load_dataset
 from trainers.evaluate import EvaluationResult, evaluate
 from trainers.evaluate.knn import knn
 from trainers.evaluate.linear_probe import linear_probe
-from trainers.evaluate.spectrum import collapsed_fraction, rankme, spectrum
+from trainers.evaluate.spectrum import collapsed_fraction, directions, effective_rank, rankme, spectrum
 
 D = 32
 FAST = {"solver": "lbfgs", "weight_decay": 1e-2}
@@ -221,11 +221,14 @@ def test_spectra_are_those_of_validation_representation_and_embedding(
         assert values.dtype == np.float64
         np.testing.assert_allclose(values, spectrum(x, normalize).numpy(), rtol=1e-4, atol=1e-12)
         assert result.metrics[f"{name}/rankme"] == pytest.approx(rankme(x), rel=1e-4)
-        assert result.metrics[f"{name}/collapsed_fraction"] == collapsed_fraction(spectrum(x, normalize))
+        own = spectrum(x, normalize)
+        assert result.metrics[f"{name}/collapsed_fraction"] == collapsed_fraction(own)
+        assert result.metrics[f"{name}/directions"] == directions(own)
+        assert result.metrics[f"{name}/effective_rank"] == pytest.approx(effective_rank(own), rel=1e-4)
     assert set(result.metrics) == {
         f"{name}/{metric}"
         for name in ("representation", "embedding")
-        for metric in ("rankme", "collapsed_fraction")
+        for metric in ("rankme", "effective_rank", "directions", "collapsed_fraction")
     }
 
 
@@ -271,29 +274,39 @@ GOLDEN_PROTOCOLS: dict[str, EvaluationConfig] = {
     "knn": Knn(),
     "spectrum": Spectrum(),
     "spectrum as it is": Spectrum(normalize=False),
+    "reference": LinearProbe(protocol="reference", epochs=3, schedule="cosine", select="best"),
 }
 GOLDEN: dict[int, dict[str, dict[str, float]]] = {
-    1: {
+    2: {
         "sgd": {"top1": 79.4, "top5": 98.0, "loss": 1.2269845},
         "lbfgs": {"top1": 89.2, "top5": 99.2, "loss": 0.5334756},
         "subvector": {"top1": 32.6, "top5": 87.2, "loss": 1.9858715},
         "knn": {"top1": 93.6, "top5": 99.8},
         "spectrum": {
             "representation/rankme": 19.579564,
+            "representation/effective_rank": 13.222273,
+            "representation/directions": 32.0,
             "representation/collapsed_fraction": 0.0,
             "embedding/rankme": 3.1854922,
+            "embedding/effective_rank": 3.0572452,
+            "embedding/directions": 4.0,
             "embedding/collapsed_fraction": 0.0,
             "representation_singular_values": 0.38543673,
             "embedding_singular_values": 0.32691138,
         },
         "spectrum as it is": {
             "representation/rankme": 19.579564,
+            "representation/effective_rank": 13.073607,
+            "representation/directions": 32.0,
             "representation/collapsed_fraction": 0.0,
             "embedding/rankme": 3.1854922,
+            "embedding/effective_rank": 3.0170975,
+            "embedding/directions": 4.0,
             "embedding/collapsed_fraction": 0.0,
             "representation_singular_values": 7.4324505,
             "embedding_singular_values": 1.2629212,
         },
+        "reference": {"top1": 32.4, "top5": 87.4, "loss": 2.0553502, "best_epoch": 3.0},
     }
 }
 

@@ -21,6 +21,7 @@ EVERY_KIND = {
     "mlp": configs.MlpHead(kind="mlp", hidden_dim=10, out_dim=6),
     "linear": configs.LinearHead(kind="linear", out_dim=6),
     "diagonal": configs.DiagonalHead(kind="diagonal"),
+    "diagonal matrix": configs.DiagonalHead(kind="diagonal", as_matrix=True),
     "orthogonal": configs.OrthogonalHead(kind="orthogonal"),
     "low_rank": configs.LowRankHead(kind="low_rank", d0=7),
     "subvector": configs.SubvectorHead(kind="subvector", d0=7),
@@ -81,6 +82,12 @@ def test_embedding_dim_is_the_length_of_an_evaluated_embedding(kind: str) -> Non
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)
+def test_a_head_tells_whether_it_evaluates_to_the_representation_itself(kind: str) -> None:
+    head, r = build_head(EVERY_KIND[kind], D, 0).eval(), representations().float()
+    assert (head(r) is r) == head.evaluates_to_r == (kind in ("none", "dropout", "grouped"))
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_parameters_are_float32_and_only_trainable_heads_have_them(kind: str) -> None:
     parameters = list(build_head(EVERY_KIND[kind], D, 0).parameters())
     assert (not parameters) == (kind in FIXED)
@@ -104,13 +111,30 @@ def test_no_head_returns_the_representation_itself() -> None:
     assert build_head(EVERY_KIND["none"], D, 0)(r) is r
 
 
-def test_the_diagonal_head_starts_as_the_identity_and_scales_each_feature() -> None:
-    head = build_head(EVERY_KIND["diagonal"], D, 0).double()
+@pytest.mark.parametrize("kind", ["diagonal", "diagonal matrix"])
+def test_the_diagonal_head_starts_as_the_identity_and_scales_each_feature(kind: str) -> None:
+    head = build_head(EVERY_KIND[kind], D, 0).double()
     assert np.array_equal(dense(head), np.eye(D))
     train(head, torch.optim.SGD(head.parameters(), lr=0.1), steps=5)
-    scales = head.weight.detach().numpy()
+    scales = head.weight.detach().numpy().ravel()
     assert np.abs(scales - 1).min() > 1e-4
     assert np.allclose(dense(head), np.diag(scales), rtol=0, atol=1e-15)
+
+
+def test_the_diagonal_head_as_a_matrix_is_the_same_function_that_lars_moves_by_its_trust_ratio() -> None:
+    vector, matrix = (build_head(EVERY_KIND[kind], D, 0) for kind in ("diagonal", "diagonal matrix"))
+    r = representations().float()
+    values = torch.linspace(0.5, 2, D)
+    for head in (vector, matrix):
+        head.weight.data = values.reshape(head.weight.shape).clone()
+        head(r).pow(2).sum().backward()
+    assert torch.equal(vector(r), matrix(r))
+    assert torch.equal(vector.weight.grad, matrix.weight.grad[0])
+    config = configs.Lars(kind="lars", lr=1.0, weight_decay=0.1)
+    build_optimizer(config, matrix.parameters()).step()
+    update = matrix.weight.grad[0] + 0.1 * values
+    wanted = values - 0.001 * values.norm() / update.norm() * update
+    torch.testing.assert_close(matrix.weight.detach()[0], wanted)
 
 
 def test_directclr_takes_the_first_d0_features_in_training_and_evaluation() -> None:
@@ -233,7 +257,7 @@ def test_the_orthogonal_parameter_starts_at_minus_the_identity_which_only_gives_
 
 
 def test_lars_neither_adapts_nor_decays_the_diagonal_head_unlike_the_linear_one() -> None:
-    for kind, adapted in (("diagonal", False), ("linear", True)):
+    for kind, adapted in (("diagonal", False), ("diagonal matrix", True), ("linear", True)):
         head = build_head(EVERY_KIND[kind], D, 0)
         (weight,) = head.parameters()
         before = weight.detach().clone()

@@ -31,11 +31,13 @@ class OneParameter:
     def __init__(self, value: np.ndarray) -> None:
         self.value, self.buffer = value.copy(), None
 
-    def step(self, grad, lr, momentum, weight_decay, trust_coefficient) -> None:
+    def step(self, grad, lr, momentum, weight_decay, trust_coefficient, norm="of_sum") -> None:
         update = grad.copy()
         if self.value.ndim >= 2:
             update = grad + weight_decay * self.value
             size, length = np.sqrt(np.sum(self.value**2)), np.sqrt(np.sum(update**2))
+            if norm == "sum_of_norms":
+                length = np.sqrt(np.sum(grad**2)) + weight_decay * size
             if size != 0 and length != 0:
                 update = trust_coefficient * size * (update / length)
         self.buffer = update if self.buffer is None else update + momentum * self.buffer
@@ -62,6 +64,7 @@ def test_four_steps_meet_the_released_codes_vectors(case: dict) -> None:
     momentum=st.sampled_from([0.0, 0.5, 0.9]),
     weight_decay=st.sampled_from([0.0, 1e-6, 0.1]),
     trust_coefficient=st.floats(1e-4, 0.1),
+    norm=st.sampled_from(["of_sum", "sum_of_norms"]),
     seed=st.integers(0, 2**16),
 )
 def test_it_equals_a_per_parameter_oracle(
@@ -70,10 +73,12 @@ def test_it_equals_a_per_parameter_oracle(
     momentum: float,
     weight_decay: float,
     trust_coefficient: float,
+    norm: str,
     seed: int,
 ) -> None:
     rng = np.random.default_rng(seed)
     settings_ = {"momentum": momentum, "weight_decay": weight_decay, "trust_coefficient": trust_coefficient}
+    settings_["norm"] = norm
     starts = [rng.normal(size=shape) * rng.choice([0.0, 1.0, 100.0]) for shape in shapes]
     oracles = [OneParameter(np.asarray(start)) for start in starts]
     params = [nn.Parameter(torch.tensor(start, dtype=torch.float64)) for start in starts]
@@ -86,6 +91,17 @@ def test_it_equals_a_per_parameter_oracle(
             oracle.step(grad, lr=lr / (step + 1), **settings_)
         optimizer.step()
     assert max(relative(p, o.value) for p, o in zip(params, oracles, strict=True)) < 1e-10
+
+
+def test_the_two_norms_differ_where_gradient_and_decay_do_not_point_the_same_way() -> None:
+    """|p| = 5, |g| = 1, decay 0.1: u = (1.3, 0.4), |u| = sqrt(1.85), and the sum of norms is 1.5."""
+    for norm, divisor in (("of_sum", 1.85**0.5), ("sum_of_norms", 1.5)):
+        config = configs.Lars(kind="lars", lr=1.0, weight_decay=0.1, trust_coefficient=0.01, norm=norm)
+        p = nn.Parameter(torch.tensor([[3.0, 4.0]], dtype=torch.float64))
+        p.grad = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+        build_optimizer(config, [p]).step()
+        scale = 0.01 * 5 / divisor
+        assert p.tolist() == [pytest.approx([3 - 1.3 * scale, 4 - 0.4 * scale], rel=1e-14)]
 
 
 def run(optimizer: torch.optim.Optimizer, params: list[nn.Parameter], steps: range) -> None:
@@ -145,19 +161,21 @@ def test_groups_keep_their_own_learning_rates_and_precisions() -> None:
     assert float(moved.detach().norm()) == pytest.approx(0.001 * float(start.norm()), rel=1e-9)
 
 
-def test_a_step_never_reads_a_value_back_from_the_device() -> None:
+@pytest.mark.parametrize("norm", ["of_sum", "sum_of_norms"])
+def test_a_step_never_reads_a_value_back_from_the_device(norm: str) -> None:
     """Meta tensors have no values: any `.item()`, `if tensor` or copy to the host would raise."""
     params = [nn.Parameter(torch.empty(s, device="meta")) for s in ((4, 3), (4,), (2, 3, 3, 3))]
-    optimizer = Lars(params, **PAPER)
+    optimizer = Lars(params, **PAPER, norm=norm)
     for p in params:
         p.grad = torch.empty_like(p)
     optimizer.step()
     optimizer.step()
 
 
-def test_the_gradient_is_not_changed() -> None:
+@pytest.mark.parametrize("norm", ["of_sum", "sum_of_norms"])
+def test_the_gradient_is_not_changed(norm: str) -> None:
     params = some_params()
-    run(Lars(params, **PAPER), params, range(1))
+    run(Lars(params, **PAPER, norm=norm), params, range(1))
     generator = torch.Generator().manual_seed(0)
     for p in params:
         assert p.grad is not None

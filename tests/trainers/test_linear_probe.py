@@ -110,25 +110,73 @@ def test_converged_sgd_is_within_half_a_point_of_scikit_learn(make, lr: float) -
     assert result.loss == pytest.approx(loss, rel=0.02)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_sgd_takes_the_steps_of_torchs_sgd(momentum: float) -> None:
-    x, y, u, v, k = digits()
-    config = LinearProbe(kind="linear_probe", epochs=3, batch_size=100, weight_decay=1e-2, momentum=momentum)
-    layer = nn.Linear(64, k)
+def torchs_sgd(data: Data, config: LinearProbe, seed: int) -> list[tuple[float, list[bool]]]:
+    """Validation loss and correctness after each epoch of torch.optim.SGD under torch's own schedule."""
+    x, y, u, v, k = data
+    layer = nn.Linear(x.shape[1], k)
     with torch.no_grad():
-        layer.weight.copy_(0.01 * torch.randn(k, 64, generator=generator(5, "probe")))
+        layer.weight.copy_(0.01 * torch.randn(k, x.shape[1], generator=generator(seed, "probe")))
         layer.bias.zero_()
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=momentum, weight_decay=1e-2)
-    for epoch in range(3):
-        order = torch.randperm(len(x), generator=generator(5, "probe", epoch))
-        for rows in order.split(100):  # the last one is smaller
+    optimizer = torch.optim.SGD(
+        layer.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs)
+    measured = []
+    for epoch in range(config.epochs):
+        order = torch.randperm(len(x), generator=generator(seed, "probe", epoch))
+        for rows in order.split(config.batch_size):  # the last one is smaller
             optimizer.zero_grad()
             nn.functional.cross_entropy(layer(x[rows]), y[rows]).backward()
             optimizer.step()
-    expected = nn.functional.cross_entropy(layer(u), v).item()
-    result = linear_probe(x, y, u, v, k, config, seed=5)
-    assert result.loss == pytest.approx(expected, rel=1e-5)
-    assert result.correct.tolist() == (layer(u).argmax(dim=1) == v).tolist()
+        if config.schedule == "cosine":
+            cosine.step()
+        with torch.no_grad():
+            logits = layer(u)
+        measured.append((nn.functional.cross_entropy(logits, v).item(), (logits.argmax(1) == v).tolist()))
+    return measured
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_takes_the_steps_of_torchs_sgd_and_schedule(momentum: float, schedule: str) -> None:
+    config = LinearProbe(epochs=5, batch_size=100, weight_decay=1e-2, momentum=momentum, schedule=schedule)
+    result = linear_probe(*digits(), config, seed=5)
+    loss, correct = torchs_sgd(digits(), config, seed=5)[-1]
+    assert result.loss == pytest.approx(loss, rel=1e-5)
+    assert result.correct.tolist() == correct
+    assert result.best_epoch is None
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_the_best_epoch_is_the_first_with_the_most_correct_and_its_numbers_are_reported(
+    schedule: str,
+) -> None:
+    """A rate at which accuracy goes up and down."""
+    config = LinearProbe(epochs=12, batch_size=50, lr=1.0, schedule=schedule, select="best")
+    measured = torchs_sgd(clusters(), config, seed=1)
+    hits = [sum(correct) for _, correct in measured]
+    best = hits.index(max(hits))
+    assert best < 11, "the last is no test of the selection"
+    result = linear_probe(*clusters(), config, seed=1)
+    assert result.best_epoch == best + 1
+    assert result.correct.tolist() == measured[best][1]
+    assert result.top1 == pytest.approx(100 * hits[best] / 500)
+    assert result.loss == pytest.approx(measured[best][0], rel=1e-4)
+    last = linear_probe(*clusters(), config.model_copy(update={"select": "last"}), seed=1)
+    assert last.correct.tolist() == measured[-1][1]
+    assert last.top1 < result.top1
+
+
+def test_of_equally_good_epochs_the_first_is_best() -> None:
+    data = torch.eye(3), torch.arange(3), torch.eye(3), torch.arange(3), 3
+    assert linear_probe(*data, LinearProbe(epochs=5, select="best"), seed=0).best_epoch == 1
+
+
+def test_lbfgs_has_no_epochs_to_choose_from() -> None:
+    chosen = lbfgs(1e-2).model_copy(update={"select": "best", "schedule": "cosine"})
+    result, plain = (linear_probe(*digits(), config, seed=0) for config in (chosen, lbfgs(1e-2)))
+    assert result.best_epoch is None
+    assert result.loss == plain.loss
 
 
 @pytest.mark.parametrize("solver", ["sgd", "lbfgs"])
@@ -197,10 +245,11 @@ def test_features_of_no_variance_end_at_the_class_frequencies() -> None:
     assert result.loss == pytest.approx(np.log(4), abs=1e-6)
 
 
-def test_a_diverged_fit_is_an_error_that_names_the_probe() -> None:
+@pytest.mark.parametrize("select", ["last", "best"])
+def test_a_diverged_fit_is_an_error_that_names_the_probe(select: str) -> None:
     x, y, u, v, k = digits()
     config = SubvectorProbe(kind="subvector_probe", lr=1e38, epochs=2, weight_decay=1.0)
     with pytest.raises(
         FloatingPointError, match=r"^subvector_probe: the classifier is not finite; lower its lr"
     ):
-        linear_probe(x, y, u, v, k, config, seed=0)
+        linear_probe(x, y, u, v, k, config.model_copy(update={"select": select}), seed=0)

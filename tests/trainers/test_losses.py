@@ -1,4 +1,4 @@
-"""InfoNCE and NT-Xent against vectors of the released code and a brute force in float64."""
+"""InfoNCE, NT-Xent and the paper's own form against vectors of the released code and a brute force in float64."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainers.config import LossConfig
 from trainers.distributed import world
-from trainers.losses import contrastive_loss, info_nce, nt_xent
+from trainers.losses import contrastive_loss, info_nce, nt_xent, same_view
 
 Array = NDArray[np.float64]
 VECTORS = json.loads((Path(__file__).parents[1] / "fixtures" / "infonce.json").read_text())["cases"]
-KINDS = ("infonce", "ntxent")
+KINDS = ("infonce", "ntxent", "same_view")
 
 
 # --- oracles: loops over pairs, gradients by hand -----------------------------------------------------
@@ -75,9 +75,30 @@ def brute_nt_xent(z1: Array, z2: Array, temperature: float) -> tuple[float, Arra
     return loss, grad[:n], grad[n:]
 
 
+def brute_same_view(z1: Array, z2: Array, temperature: float) -> tuple[float, Array, Array]:
+    (a, a_norms), (b, b_norms) = normalised(z1), normalised(z2)
+    n = len(a)
+    loss, grad_a, grad_b = 0.0, np.zeros_like(a), np.zeros_like(b)
+    for i in range(n):
+        others = [j for j in range(n) if j != i]
+        candidates = [b[i], *(a[j] for j in others)]
+        p = softmax([float(a[i] @ candidate) / temperature for candidate in candidates])
+        loss -= math.log(p[0]) / n
+        slopes = (np.array(p) - np.eye(n)[0]) / (n * temperature)
+        for slope, candidate in zip(slopes, candidates, strict=True):
+            grad_a[i] += slope * candidate
+        grad_b[i] += slopes[0] * a[i]
+        for slope, j in zip(slopes[1:], others, strict=True):
+            grad_a[j] += slope * a[i]
+    return loss, through_norm(grad_a, a, a_norms), through_norm(grad_b, b, b_norms)
+
+
+BRUTE = {"infonce": brute_info_nce, "ntxent": brute_nt_xent, "same_view": brute_same_view}
+
+
 def brute(kind: str, z1: Array, z2: Array, temperature: float) -> tuple[float, Array, Array]:
     """(b, d), or (b, G, d) summed over groups."""
-    oracle = brute_info_nce if kind == "infonce" else brute_nt_xent
+    oracle = BRUTE[kind]
     if z1.ndim == 2:
         return oracle(z1, z2, temperature)
     parts = [oracle(z1[:, g], z2[:, g], temperature) for g in range(z1.shape[1])]
@@ -136,10 +157,31 @@ def test_losses_and_gradients_equal_a_brute_force_over_pairs(
         assert np.abs(g.numpy() - w).max() < 1e-11 * np.abs(w).max() + floor
 
 
-def test_info_nce_has_n_minus_1_negatives_and_nt_xent_2n_minus_2() -> None:
+def test_info_nce_and_same_view_have_n_minus_1_negatives_and_nt_xent_2n_minus_2() -> None:
     z = torch.ones(6, 3, dtype=torch.float64)  # all similarities equal: the loss counts the candidates
     assert float(info_nce(z, z, 0.1)) == pytest.approx(math.log(6), rel=1e-12)
+    assert float(same_view(z, z, 0.1)) == pytest.approx(math.log(6), rel=1e-12)
     assert float(nt_xent(z, z, 0.1)) == pytest.approx(math.log(11), rel=1e-12)
+
+
+def test_same_view_is_the_papers_equation_2_where_embeddings_are_normalised() -> None:
+    """With |z| = 1 half the squared distance is 1 - cosine: Eq. 2 as printed, at temperature 1, summed."""
+    rng = np.random.default_rng(0)
+    z1, z2 = (normalised(rng.normal(size=(5, 3)))[0] for _ in range(2))
+    total = 0.0
+    for i in range(5):
+        positive = math.exp(-(np.linalg.norm(z1[i] - z2[i]) ** 2) / 2)
+        negatives = sum(math.exp(-(np.linalg.norm(z1[i] - z1[j]) ** 2) / 2) for j in range(5) if j != i)
+        total -= math.log(positive / (negatives + positive))
+    assert 5 * float(same_view(torch.tensor(z1), torch.tensor(z2), 1.0)) == pytest.approx(total, rel=1e-12)
+
+
+def test_same_view_takes_its_negatives_from_view_1_alone() -> None:
+    z1 = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]], dtype=torch.float64)
+    apart = torch.tensor([[0, 0, 1.0, 0], [0, 0, 0, 1.0]], dtype=torch.float64)
+    together = torch.tensor([[0, 0, 1.0, 0], [0, 0, 1.0, 0]], dtype=torch.float64)
+    assert float(same_view(z1, apart, 0.1)) == float(same_view(z1, together, 0.1))
+    assert float(same_view(together, z1, 0.1)) > float(same_view(apart, z1, 0.1)) + 1
 
 
 def test_info_nce_ignores_similarities_within_a_view() -> None:

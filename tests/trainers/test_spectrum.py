@@ -9,6 +9,8 @@ from trainers.evaluate.spectrum import (
     StreamingCovariance,
     accumulate,
     collapsed_fraction,
+    directions,
+    effective_rank,
     rankme,
     spectrum,
 )
@@ -121,6 +123,39 @@ def test_constant_features_are_fully_collapsed() -> None:
 def test_the_collapsed_fraction_counts_variances_below_a_millionth() -> None:
     assert collapsed_fraction(torch.tensor([2.0, 1.0, 3e-6, 1.9e-6, 0.0])) == pytest.approx(2 / 5)
     assert collapsed_fraction(torch.zeros(3)) == 1
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_directions_are_the_rank_that_numpy_finds_at_the_same_threshold(normalize: bool) -> None:
+    """A variance above 1e-6 of the largest is a standard deviation above 1e-3 of it."""
+    for x in (features(), of_rank(5), of_rank(17)):
+        rows = x.numpy()
+        if normalize:
+            rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        s = np.linalg.svd(rows - rows.mean(axis=0), compute_uv=False)
+        assert directions(spectrum(x, normalize)) == np.count_nonzero(s > 1e-3 * s[0])
+
+
+def test_directions_and_the_collapsed_fraction_make_up_the_whole() -> None:
+    values = spectrum(features(), normalize=False)
+    assert 1 < directions(values) < 24
+    assert directions(values) == round(24 * (1 - collapsed_fraction(values)))
+    assert directions(torch.zeros(3)) == 0
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_effective_rank_follows_its_definition(normalize: bool) -> None:
+    x = features()
+    s = direct_spectrum(x.numpy(), normalize)
+    p = s / s.sum()
+    entropy = -sum(q * np.log(q) for q in p if q > 0)
+    assert effective_rank(spectrum(x, normalize)) == pytest.approx(np.exp(entropy), rel=1e-9)
+
+
+def test_the_effective_rank_of_equal_values_is_their_number_and_of_none_zero() -> None:
+    assert effective_rank(torch.tensor([3.0, 3.0, 3.0, 0.0, 0.0], dtype=torch.float64)) == pytest.approx(3)
+    assert effective_rank(torch.tensor([2.0, 0.0], dtype=torch.float64)) == 1
+    assert effective_rank(torch.zeros(4, dtype=torch.float64)) == 0
 
 
 def test_moments_of_nothing_are_refused() -> None:

@@ -26,7 +26,7 @@ from trainers.data.augment import (
 from trainers.data.datasets import DataError, Dataset, Split
 from trainers.randomness import generator
 
-_DEVICE_BYTES = 2**30
+DEVICE_BYTES = 2**30
 """Training images up to this size are kept on an accelerator; more are copied batch by batch."""
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -92,7 +92,7 @@ class _Views:
         self.config = config
         self.split = dataset.train
         self.images = dataset.train.images
-        if device is not None and self.images is not None and self.images.numel() <= _DEVICE_BYTES:
+        if device is not None and self.images is not None and self.images.numel() <= DEVICE_BYTES:
             self.images = self.images.to(device)
         self.device = device or torch.device("cpu")
         local = config.batch_size // world_size

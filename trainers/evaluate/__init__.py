@@ -12,10 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from trainers.config import EvaluationConfig, Knn, LinearProbe, Spectrum, SubvectorProbe, TrialConfig
+from trainers.data.crops import CropLoader
 from trainers.data.datasets import Dataset, load_dataset
 from trainers.data.loader import evaluation_batches
 from trainers.evaluate import knn, linear_probe, spectrum
 from trainers.evaluate.features import Features, extract, full_float32
+from trainers.evaluate.linear_probe import SgdProbe
+from trainers.evaluate.reference_probe import same_images, train_probes
+
+_Probe = tuple[LinearProbe, int | None]
+"""A protocol and its resolved d0, None for the whole representation."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,10 @@ def evaluate(
 ) -> Iterator[EvaluationResult]:
     """Run every evaluation on one extraction of the features; each result comes as soon as it is there.
 
-    Features are of unaugmented images. They are computed in float32 (float64 for a float64 trial)
-    even when training was in half precision, whose rounding would hide a collapsed spectrum.
+    Features are of unaugmented images, but for the training images of probes under the reference
+    protocol, which share one pass over the same crops each epoch. They are computed in float32 (float64
+    for a float64 trial) even when training was in half precision, whose rounding would hide a collapsed
+    spectrum.
 
     Args:
         trial: names the data, and the seed of the probes.
@@ -52,8 +60,10 @@ def evaluate(
         FloatingPointError: a probe diverged.
     """
     d0s = [_probed_dim(trial, e) if isinstance(e, SubvectorProbe) else None for e in evaluations]
-    features = _SharedFeatures(trial, backbone, head, torch.device(device), loader_processes, dataset)
-    return _measured(list(zip(evaluations, d0s, strict=True)), features)
+    wanted = list(zip(evaluations, d0s, strict=True))
+    probes = [(e, d0) for e, d0 in wanted if isinstance(e, LinearProbe) and e.protocol == "reference"]
+    features = _SharedFeatures(trial, backbone, head, torch.device(device), loader_processes, dataset, probes)
+    return _measured(wanted, features)
 
 
 def _probed_dim(trial: TrialConfig, probe: SubvectorProbe) -> int:
@@ -77,7 +87,11 @@ def _measured(
 
 @dataclass
 class _SharedFeatures:
-    """The features of both splits, each extracted when first asked for. No one asks for z of training."""
+    """The features of both splits, each extracted when first asked for. No one asks for z of training.
+
+    Probes under the reference protocol are here too: those that see the same images train together, when
+    the first of them is asked for.
+    """
 
     trial: TrialConfig
     backbone: nn.Module
@@ -85,6 +99,8 @@ class _SharedFeatures:
     device: torch.device
     loader_processes: int
     given: Dataset | None
+    reference_probes: list[_Probe]
+    _trained: dict[_Probe, SgdProbe] = field(default_factory=dict)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -102,12 +118,13 @@ class _SharedFeatures:
         batches = evaluation_batches(
             self.dataset, split, self.trial.data, 512, self.device, self.loader_processes
         )
-        precision: Literal["float64", "float32"] = (
-            "float64" if self.trial.precision == "float64" else "float32"
-        )
         labels = (self.dataset.train if split == "train" else self.dataset.validation).labels
         count = int((labels >= 0).sum())
-        return extract(self.backbone, head, batches, count, self.device, precision)
+        return extract(self.backbone, head, batches, count, self.device, self._precision)
+
+    @property
+    def _precision(self) -> Literal["float64", "float32"]:
+        return "float64" if self.trial.precision == "float64" else "float32"
 
     def labelled(self, dim: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
         """r[:, :dim] and labels of training and validation, and the number of classes."""
@@ -120,10 +137,35 @@ class _SharedFeatures:
             self.dataset.num_classes,
         )
 
+    def trained(self, probe: _Probe) -> SgdProbe:
+        """A probe under the reference protocol, trained with all that see the same images."""
+        if probe not in self._trained:
+            config = probe[0]
+            together = [other for other in self.reference_probes if same_images(other[0], config)]
+            crops = CropLoader(
+                self.dataset, self.trial, config.crop_scale, config.flip, self.device, self.loader_processes
+            )
+            trained = train_probes(
+                together,
+                self.backbone,
+                crops,
+                self.validation,
+                self.dataset.num_classes,
+                self.trial.seed,
+                getattr(torch, self._precision),
+            )
+            self._trained |= dict(zip(together, trained, strict=True))
+        return self._trained[probe]
+
 
 def _measure_probe(config: LinearProbe, features: _SharedFeatures, d0: int | None) -> EvaluationResult:
-    result = linear_probe.linear_probe(*features.labelled(d0), config, features.trial.seed)
+    if config.protocol == "reference":
+        result = features.trained((config, d0)).result
+    else:
+        result = linear_probe.linear_probe(*features.labelled(d0), config, features.trial.seed)
     metrics = {"top1": result.top1, "top5": result.top5, "loss": result.loss}
+    if result.best_epoch is not None:
+        metrics["best_epoch"] = float(result.best_epoch)
     return EvaluationResult(metrics, {"correct": result.correct})
 
 

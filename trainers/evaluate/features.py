@@ -52,8 +52,6 @@ def extract(
     if count == 0:
         raise ValueError("no images to extract features from")
     device = torch.device(device)
-    modules = [module for module in (backbone, head) if module is not None]
-    modes = [(m, m.training) for module in modules for m in module.modules()]
 
     def outputs() -> Iterator[tuple[Tensor, ...]]:
         for images, labels in batches:
@@ -62,14 +60,8 @@ def extract(
             z = r if head is None else head(r)  # (b, d)
             yield (labels, r) if z is r else (labels, r, z)
 
-    try:
-        for module in modules:
-            module.eval()
-        with autocast(precision, device):
-            found, r, *z = _stacked(outputs(), count, device)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluation_mode(backbone, head), autocast(precision, device):
+        found, r, *z = _stacked(outputs(), count, device)
     return Features(representation=r, embedding=z[0] if z else r, labels=found)
 
 
@@ -91,6 +83,20 @@ def _stacked(batches: Iterator[tuple[Tensor, ...]], count: int, device: torch.de
     if filled != count:
         raise ValueError(f"got {filled} images to extract features from, expected {count}")
     return columns
+
+
+@contextmanager
+def evaluation_mode(*modules: nn.Module | None) -> Iterator[None]:
+    """Modules in evaluation mode, each put back afterwards into the mode it was in."""
+    present = [module for module in modules if module is not None]
+    modes = [(m, m.training) for module in present for m in module.modules()]
+    try:
+        for module in present:
+            module.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @contextmanager

@@ -62,7 +62,8 @@ def linear_probe(
         if config.solver == "lbfgs":
             start = _initial_weights(num_classes, train.shape[1], seed)
             weights, biases = _fit_lbfgs(train, train_labels, start, config)
-            return _measure(weights, biases, validation, validation_labels, config)
+            _require_finite(weights, biases, config)
+            return _measure(weights, biases, validation, validation_labels)
         probe = SgdProbe(config, validation, validation_labels, num_classes, seed)
         for epoch in range(config.epochs):
             order = epoch_order(len(train), seed, epoch).to(train.device)
@@ -109,23 +110,22 @@ class SgdProbe:
 
     @torch.no_grad()
     def end_epoch(self, epoch: int) -> None:
-        """Measure, where this epoch may be the one that counts: of equally good ones the first.
-
-        Raises:
-            FloatingPointError: the fit diverged.
-        """
+        """Measure, where this epoch may be the one that counts: of equally good ones the first."""
         best = self.config.select == "best"
         if not best and epoch + 1 < self.config.epochs:
             return
-        measured = _measure(
-            self.weights, self.biases.squeeze(1), self.validation, self.labels, self.config
-        )
+        measured = _measure(self.weights, self.biases.squeeze(1), self.validation, self.labels)
         if self._result is None or measured.top1 > self._result.top1:
             self._result = replace(measured, best_epoch=epoch + 1 if best else None)
 
     @property
     def result(self) -> ProbeResult:
-        """What the last epoch, or the best so far, has given."""
+        """What the last epoch, or the best so far, has given.
+
+        Raises:
+            FloatingPointError: the fit diverged.
+        """
+        _require_finite(self.weights, self.biases, self.config)
         assert self._result is not None, "no epoch has ended"
         return self._result
 
@@ -146,12 +146,13 @@ def _initial_weights(num_classes: int, dim: int, seed: int) -> Tensor:
     return INITIAL_STD * torch.randn(num_classes, dim, generator=generator(seed, "probe"))
 
 
-def _measure(
-    weights: Tensor, biases: Tensor, x: Tensor, labels: Tensor, config: LinearProbe
-) -> ProbeResult:
-    """The classifier W (K, D), b (K,) on features (M, D) and their labels (M,)."""
+def _require_finite(weights: Tensor, biases: Tensor, config: LinearProbe) -> None:
     if not (weights.isfinite().all() and biases.isfinite().all()):
         raise FloatingPointError(f"{config.kind}: the classifier is not finite; lower its lr ({config.lr})")
+
+
+def _measure(weights: Tensor, biases: Tensor, x: Tensor, labels: Tensor) -> ProbeResult:
+    """The classifier W (K, D), b (K,) on features (M, D) and their labels (M,)."""
     logits = F.linear(x.to(weights), weights, biases)
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
     hits = best == labels[:, None]  # (M, 5)

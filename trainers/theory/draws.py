@@ -7,21 +7,23 @@ cases of a figure change its numbers, and all cases share samples, batches and u
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from trainers.config import ToyConfig
-from trainers.randomness import Purpose, generator
+from trainers.randomness import generator
 
 _STEPS_AT_ONCE = 32
-"""Iterations whose noise is drawn in one call; part of what the numbers are."""
+"""Batches drawn in one call where they are small; part of what the numbers are, like the bound on values."""
+_VALUES_AT_ONCE = 2**20
 
 
 def initial_weights(config: ToyConfig, seed: int, networks: Sequence[int]) -> list[Tensor]:
     """The first weights of each layer: L tensors (networks, dim, dim), float64.
 
-    A deeper network of the same initial kind starts with the layers of a shallower one.
+    A deeper network starts with the layers of a shallower one.
     """
     return [
         torch.stack([_initial_layer(config, generator(seed, "toy_weights", n, layer)) for n in networks])
@@ -47,31 +49,37 @@ def _orthogonal(dim: int, draws: torch.Generator) -> Tensor:
 
 def draw_samples(config: ToyConfig, seed: int, networks: Sequence[int]) -> Tensor:
     """x ~ N(0, I), a set for each network: (networks, samples, dim), float64."""
+    streams = [generator(seed, "toy_data", n) for n in networks]
     shape = (config.samples, config.dim)
-    return torch.stack(
-        [
-            torch.randn(shape, generator=generator(seed, "toy_data", n), dtype=torch.float64)
-            for n in networks
-        ]
-    )
+    return torch.stack([torch.randn(shape, generator=draws, dtype=torch.float64) for draws in streams])
 
 
-def batches(
-    config: ToyConfig, seed: int, networks: Sequence[int], purpose: Purpose = "toy_batches"
+def draw_batches(
+    config: ToyConfig, seed: int, networks: Sequence[int], purpose: Literal["toy_batches", "toy_probes"]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches: indices (networks, N) of samples and unit noise (networks, N, dim), float32.
+    """Endless blocks of batches.
 
-    Each pass over the samples is a new permutation, its incomplete last batch left out. The noise is
-    drawn in float32, five times faster: a draw rounded to 24 bits is as good a draw.
+    Yields:
+        indices (steps, networks, N) of samples and unit noise (steps, networks, dim, N), float32: drawn so
+        five times faster, and a draw rounded to 24 bits is as good a draw.
+    """
+    streams = [_stream(config, generator(seed, purpose, n)) for n in networks]
+    for blocks in zip(*streams, strict=True):
+        indices, noise = zip(*blocks, strict=True)
+        yield torch.stack(indices, dim=1), torch.stack(noise, dim=1)
+
+
+def _stream(config: ToyConfig, draws: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Indices (steps, N) and noise (steps, dim, N) of one network.
+
+    Each pass over the samples is a new permutation, whose incomplete last batch is left out.
     """
     size, dim = config.batch_size, config.dim
-    streams = [generator(seed, purpose, n) for n in networks]
-    indices: list[Tensor] = []
+    steps = max(1, min(_STEPS_AT_ONCE, _VALUES_AT_ONCE // (size * dim)))
+    whole = config.samples // size * size
+    order = torch.empty(0, dtype=torch.int64)
     while True:
-        noise = torch.stack([torch.randn(_STEPS_AT_ONCE, size, dim, generator=g) for g in streams])
-        for step in range(_STEPS_AT_ONCE):
-            if not indices:
-                orders = torch.stack([torch.randperm(config.samples, generator=g) for g in streams])
-                whole = orders[:, : config.samples // size * size]
-                indices = list(whole.split(size, dim=1))[::-1]
-            yield indices.pop(), noise[:, step]
+        while len(order) < steps * size:
+            order = torch.cat([order, torch.randperm(config.samples, generator=draws)[:whole]])
+        yield order[: steps * size].view(steps, size), torch.randn(steps, dim, size, generator=draws)
+        order = order[steps * size :]

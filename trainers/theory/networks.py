@@ -30,9 +30,14 @@ class Networks:
     _pairs: Tensor | None = field(default=None, init=False)  # (M, N, N), kept between steps
 
     @property
+    def affine(self) -> bool:
+        """z = W x + b: there is no ReLU, or but one layer."""
+        return not self.relu or len(self.weights) == 1
+
+    @property
     def linear(self) -> bool:
-        """z = W x: no ReLU that does anything, no bias."""
-        return not self.biases and (not self.relu or len(self.weights) == 1)
+        """z = W x."""
+        return self.affine and not self.biases
 
     def gradients(
         self, x: Tensor, noise: Tensor, kind: ToyLoss, temperature: float
@@ -58,6 +63,11 @@ class Networks:
         inputs, z = self._forward(both)
         pairs = Pairs(z[:, :, :samples], z[:, :, samples:], kind, temperature, self._pairs)
         return pairs.loss, self._backward(inputs, torch.cat(pairs.embedding_gradients(), dim=2))
+
+    def part(self, first: int, last: int) -> Networks:
+        """The networks from `first` up to `last`, which it leaves out; their parameters are views of these."""
+        weights = [weight[first:last] for weight in self.weights]
+        return Networks(weights, [bias[first:last] for bias in self.biases], self.relu)
 
     def embed(self, x: Tensor) -> Tensor:
         """(M, d, n) samples -> (M, d, n) embeddings."""

@@ -1,0 +1,121 @@
+"""Dimensional collapse while it happens: spectra of each epoch's last images, for no extra forward pass.
+
+The features are those of training: of augmented views, by batch norm in training mode, by weights that
+change from batch to batch, rounded as the trial's precision rounds them. The evaluation `spectrum` measures
+the finished model; this shows when a run collapses.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trainers.config import TrialConfig
+from trainers.context import TrialContext
+from trainers.distributed import gather_rows, rows_of_rank
+from trainers.evaluate.spectrum import rankme, spectrum
+from trainers.files import SPECTRA, write_atomically
+
+POINTS = 64
+"""Of a spectrum at most so many singular values are written, at evenly spaced ranks."""
+FLOOR = 1e-16
+"""Rounding of float64 for rows of unit length: smaller singular values are written as this one."""
+
+
+class CollapseWatch:
+    """Keeps the features of an epoch's last images, over all ranks, and measures them.
+
+    `context.watched_images` of them, but no more than 2 D, from which on more show no further directions: they
+    would cost a small trial some per cent of its time. The same images on any number of ranks. Where the
+    context watches none, nothing is kept or measured.
+
+    Args:
+        config: of the trial.
+        context: of this rank; rank 0 writes `spectra.jsonl` into its directory.
+        has_embedding: z is to be measured beside r. Without, r stands for both: there is no head, or one that
+            draws other features each step, whose embeddings of different steps have no spectrum together.
+        first_epoch: to be measured; what the file says of it and of later ones, before a restart, is dropped.
+    """
+
+    def __init__(
+        self, config: TrialConfig, context: TrialContext, has_embedding: bool, first_epoch: int
+    ) -> None:
+        self._config, self._context, self._has_embedding = config, context, has_embedding
+        self._images = min(context.watched_images, 2 * config.backbone.representation_dim)
+        batches = -(-self._images // config.batch_size)  # whole ones that reach back over these images
+        self._batches: deque[tuple[Tensor, ...]] = deque(maxlen=batches)
+        self._path = context.directory / SPECTRA
+        self._lines = _lines_before(first_epoch, self._path) if context.rank == 0 else []
+
+    def see(self, representation: Tensor, embedding: Tensor) -> None:
+        """Take note of a training batch: this rank's r (b, D) and z (b, d) of view 1; copies nothing."""
+        features = (representation, embedding) if self._has_embedding else (representation,)
+        self._batches.append(tuple(x.detach() for x in features))
+
+    @torch.no_grad()
+    def measure(self, epoch: int) -> dict[str, float]:
+        """RankMe of r and z, the same on all ranks; their spectra as a line of the file; forgets the epoch.
+
+        Called by all ranks, for one exchange. At D = 2048 and 1024 images it takes a second of CPU time.
+        Features that are not finite give nothing: they may lie where the loss does not look.
+        """
+        if not self._batches:
+            return {}
+        features = [x.cpu().double() for x in self._gathered()]
+        self._batches.clear()
+        if not all(bool(x.isfinite().all()) for x in features):
+            return {}
+        rotated = [_economical(x) for x in features]
+        values = [rankme(x) for x in rotated]
+        if self._context.rank == 0:
+            spectra = [_points(spectrum(x), *f.shape) for x, f in zip(rotated, features, strict=True)]
+            r, z = spectra[0], spectra[-1]
+            line = {
+                "epoch": epoch,
+                "images": len(features[0]),
+                "dim": features[0].shape[1],
+                "ranks": r[0],
+                "representation": r[1],
+                "embedding_dim": features[-1].shape[1],
+                "embedding_ranks": z[0],
+                "embedding": z[1],
+            }
+            self._lines.append(json.dumps(line) + "\n")
+            write_atomically(self._path, "".join(self._lines))
+        return {"representation_rankme": values[0], "embedding_rankme": values[-1]}
+
+    def _gathered(self) -> tuple[Tensor, ...]:
+        """The watched images' r, or r and z, of all ranks in the order of training: (N, D) and (N, d)."""
+        widths = [x.shape[1] for x in self._batches[0]]
+        local = torch.stack([torch.cat(batch, dim=1) for batch in self._batches])  # (k, b, D + d)
+        local = local.to(torch.promote_types(local.dtype, torch.float32))
+        # (1, k, b, D + d) -> (W, k, b, D + d) -> (k, W * b, D + d)
+        batches = gather_rows(local.unsqueeze(0)).transpose(0, 1).flatten(1, 2)
+        world_size, parts = self._context.world_size, self._config.gradient_cache
+        ranks = [rows_of_rank(self._config.batch_size, rank, world_size, parts) for rank in range(world_size)]
+        in_order = batches[:, torch.cat(ranks).argsort().to(batches.device)].flatten(0, 1)
+        return in_order[-self._images :].split(widths, dim=1)
+
+
+def _economical(x: Tensor) -> Tensor:
+    """The rows of (N, D) in N coordinates where those suffice: a rotation changes neither measure."""
+    return torch.linalg.qr(x.T, mode="r").R.T if len(x) < x.shape[1] else x
+
+
+def _points(singular_values: Tensor, images: int, dim: int) -> tuple[list[int], list[float]]:
+    """Ranks, 1 the largest, and log10 of the singular values there; n centred rows span n - 1 dimensions."""
+    count = max(min(images - 1, dim), 1)
+    ranks = torch.linspace(1, count, min(POINTS, count), dtype=torch.float64).round().long()
+    logs = singular_values[ranks - 1].clamp(min=FLOOR).log10()
+    return ranks.tolist(), [round(value, 4) for value in logs.tolist()]
+
+
+def _lines_before(epoch: int, path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in lines if json.loads(line)["epoch"] < epoch]
