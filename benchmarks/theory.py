@@ -26,7 +26,9 @@ def main() -> None:
     parser.add_argument("studies", nargs="*", type=Path, default=sorted(STUDIES.glob("theory_*.yaml")))
     parser.add_argument("--threads", type=int, action="append")
     arguments = parser.parse_args()
-    print(f"{'study':24} {'cases':>5} {'networks':>8} {'threads':>7} {'wall s':>7} {'CPU s':>7} {'us/step':>8}")
+    print(
+        f"{'study':24} {'cases':>5} {'networks':>8} {'threads':>7} {'wall s':>7} {'CPU s':>7} {'us/step':>8}"
+    )
     for study in arguments.studies:
         run = toy_run(study)
         steps = run.networks * sum(case.iterations for case in run.cases)

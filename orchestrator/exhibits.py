@@ -230,11 +230,6 @@ class Statistics(Config):
 
     alpha: float = Field(0.05, gt=0, lt=0.5, description="chance of any false verdict over the study (Holm)")
     power: float = Field(0.8, gt=0.5, lt=1, description="for the number of seeds that would decide")
-    seed_sd: float = Field(
-        0.2,
-        ge=0,
-        description="points of accuracy: assumed spread of a cell between seeds, used while there is only one seed",
-    )
 
 
 def cells_of(shown: Table | Figure | Claim) -> list[str]:

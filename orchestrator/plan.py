@@ -49,13 +49,18 @@ class PlannedCell:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """One study under one recipe: a report, and a parent run in MLflow."""
+    """One study under one recipe: a report, and a parent run in MLflow.
+
+    Attributes:
+        seed_sd: the recipe's assumed spread between seeds, points of accuracy.
+    """
 
     study: Study
     members: tuple[Study, ...]
     recipe: str
     seeds: tuple[int, ...]
     cells: tuple[PlannedCell, ...]
+    seed_sd: float = 0.2
 
     @property
     def name(self) -> str:
@@ -181,7 +186,7 @@ def _plan_study(
         )
     ]
     _refuse_unknown_cells(study, file, cells)
-    return StudyPlan(study, tuple(member for member, _ in members), source.label, seeds, tuple(cells))
+    return StudyPlan(study, tuple(member for member, _ in members), source.label, seeds, tuple(cells), source.recipe.seed_sd)
 
 
 def _plan_trained(

@@ -110,6 +110,11 @@ class Recipe(Config):
     deterministic: bool = True
     online_probe: bool = True
     evaluations: Evaluations = Evaluations()
+    seed_sd: float = Field(
+        0.2,
+        ge=0,
+        description="points of accuracy: assumed spread of a cell between seeds, while there is only one seed",
+    )
     toy: dict[str, Any] = Field({}, description="override of the toy networks of theory studies")
     resources: Resources = Resources()
     cost: Cost | None = None

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 __all__ = ["BackgroundTracker", "SyncResult", "TrackedRecords", "Tracker", "TrackingError", "default_uri"]
 
 _BATCH = 1000
-"""What MLflow takes in one call."""
+_BATCH_OF_TAGS = 100
+"""What MLflow takes in one call: points, and tags or parameters."""
 
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Has MLflow's pages show trainings, not language-model traces."""
@@ -161,7 +162,10 @@ class Tracker:
         for first in range(0, len(points), _BATCH):
             batch = points[first : first + _BATCH]
             client.log_batch(run_id, metrics=[Metric(*point) for point in batch])
-        client.log_batch(run_id, params=params, tags=[RunTag(name, value) for name, value in tags.items()])
+        labels = [RunTag(name, value) for name, value in tags.items()]
+        for first in range(0, max(len(params), len(labels)), _BATCH_OF_TAGS):
+            last = first + _BATCH_OF_TAGS
+            client.log_batch(run_id, params=params[first:last], tags=labels[first:last])
         for name in _stale_tags(old.tags, tags):
             client.delete_tag(run_id, name)
         files = _upload(client, run_id, content.artifacts)
@@ -169,10 +173,10 @@ class Tracker:
             client.update_run(run_id, status=content.status)
         else:
             client.set_terminated(run_id, content.status, content.end)
-        last = {"revision": str(revision), "projection": content.hash}
+        state = {"revision": str(revision), "projection": content.hash}
         if content.key:
-            last[FILES] = json.dumps(files)
-        client.log_batch(run_id, tags=[RunTag(name, value) for name, value in last.items()])
+            state[FILES] = json.dumps(files)
+        client.log_batch(run_id, tags=[RunTag(name, value) for name, value in state.items()])
 
 
 def _changed(old: dict[str, float], new: dict[str, tuple[float, int]], revision: int) -> list[Point]:
@@ -254,7 +258,7 @@ class BackgroundTracker:
         """Something was recorded; returns at once."""
         self._wanted.set()
 
-    def close(self, timeout: float = 60.0) -> TrackingError | None:
+    def close(self, timeout: float = 120.0) -> TrackingError | None:
         """Sync a last time.
 
         Returns:

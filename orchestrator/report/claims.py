@@ -88,7 +88,7 @@ def judge(study: StudyPlan, cells: pd.DataFrame, records: Records) -> list[Judge
     numbers = _numbers(study, cells, records)
     asserted = [(member.name, claim) for member in study.members for claim in member.claims]
     findings = [
-        find(claim, _named_cells(study, owner, claim, numbers), study.study.statistics.seed_sd)
+        find(claim, _named_cells(study, owner, claim, numbers), study.seed_sd)
         for owner, claim in asserted
     ]
     return [

@@ -133,7 +133,7 @@ def difference(first: Subject, second: Subject, seed_sd: float) -> Measure:
         return over_seeds(first, second, shared, words)
     run = OneRun(int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), len(ours), seed_sd)
     images = f"{run.images:,} images"
-    method = f"McNemar on {images} of one seed, assumed seed spread {seed_sd:g} points"
+    method = f"McNemar on {images} of one seed, assumed spread of {seed_sd:g} points between seeds"
     return Measure(words, run.effect, run, method, f"paired over {images} of one seed", 1, first.unit)
 
 

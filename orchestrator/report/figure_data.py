@@ -67,7 +67,7 @@ def spectrum(figure: SpectrumFigure, source: Source) -> tuple[pd.DataFrame, str]
 
 def curve(figure: CurveFigure, source: Source) -> tuple[pd.DataFrame, str]:
     """Fig. 12: `role` is cells, compare or line; lines of `source` paper hold what the paper publishes."""
-    values = source.values(_frame_metric(figure.metric))
+    values = source.values(frame_metric(figure.metric))
     roles = dict.fromkeys(figure.cells, "cells") | dict.fromkeys(figure.compare, "compare")
     roles |= {figure.line: "line"} if figure.line else {}
     published = {point.cell: point.paper for point in figure.paper}
@@ -147,7 +147,7 @@ def training(figure: TrainingFigure, source: Source) -> tuple[pd.DataFrame, str]
 
 def scatter(figure: ScatterFigure, source: Source) -> tuple[pd.DataFrame, str]:
     """One metric against another: a line a cell and seed."""
-    x, y = (source.values(_frame_metric(metric)) for metric in (figure.x, figure.y))
+    x, y = (source.values(frame_metric(metric)) for metric in (figure.x, figure.y))
     parts = []
     for cell in (planned for name in figure.cells or source.every_cell() for planned in source.cell(name)):
         point = (cell.name, cell.seed)
@@ -205,14 +205,14 @@ def _seeds(data: pd.DataFrame, middle: str) -> str:
     return f" {repeats_text(counts)}{band if counts[1] > 1 else ''}."
 
 
-def _frame_metric(metric: str) -> str:
+def frame_metric(metric: str) -> str:
     """As the cells frame names it: a spectrum's metrics carry their subject already."""
     return metric.removeprefix("spectrum/")
 
 
 def _kind(metric: str) -> str:
     """The evaluation, or the training, that measures a metric."""
-    subject = _frame_metric(metric).split("/")[0]
+    subject = frame_metric(metric).split("/")[0]
     if subject in ("representation", "embedding"):
         return "spectrum"
     return "training" if subject in ("pretrain", "theory") else subject

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from orchestrator.plan import StudyPlan
+from orchestrator.report.numbers import interval_text
 from orchestrator.report.phrases import METRIC_LABELS
 from orchestrator.report.statistics import mean_interval
-from orchestrator.report.tables import interval_text
 
 
 @dataclass(frozen=True)

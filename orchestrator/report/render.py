@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich.table import Table as RichTable
 
 from orchestrator.errors import AblateError
 from orchestrator.plan import Plan, StudyPlan
@@ -77,6 +78,12 @@ def write(report: Report, directory: Path) -> None:
             _replace(path, content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise AblateError(f"report {directory}: cannot be written: {error.strerror}") from None
+
+
+def console(report: Report) -> list[RichTable]:
+    """The tables and the verdicts for a terminal."""
+    shown = [tables.console(table) for table in report.tables]
+    return [*shown, verdicts.console(report.claims)] if report.claims else shown
 
 
 def files(report: Report) -> Files:

@@ -17,12 +17,11 @@ from orchestrator.exhibits import Table, TableRow
 from orchestrator.plan import StudyPlan
 from orchestrator.report import escape
 from orchestrator.report.frames import Hole, Records, cells_frame, holes, row_metric
+from orchestrator.report.numbers import MINUS, NONE, interval_text, number
 from orchestrator.report.statistics import Interval, mean_interval
 from orchestrator.spec import Study
 
 TICK = "✓"
-NONE = "—"
-MINUS = "−"
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class FilledTable:
         several = [f"Mean ± 95 % t interval over n {drawn}."] if counts - {1} else []
         single = ["n = 1: a single run, so no interval."] if 1 in counts else []
         if not self.has_paper:
-            return (*several, *single, f"Source: {self.spec.source}, no published numbers.")
+            return (*several, *single, f"Source: {self.spec.source}.")
         paper = f"Paper: {self.spec.source}. Difference: ours − paper."
         return (*several, *single, paper, *([f"{self.agreement}."] if self.agreement else []))
 
@@ -183,38 +182,6 @@ def letters(index: int) -> str:
         index, remainder = divmod(index, 26)
         text, index = chr(ord("a") + remainder) + text, index - 1
     return text
-
-
-# --- numbers as text ----------------------------------------------------------------------------
-
-
-def number(value: float, metric: str, sign: bool = False) -> str:
-    """Percentages, ranks and counts with one decimal, as the paper prints them; anything else with three.
-
-    A value too small for its decimals has an exponent instead: 2.1e−5.
-    """
-    if 0 < abs(value) < 0.0005 and _decimals(metric) == 3:
-        mantissa, exponent = f"{value:{'+' if sign else ''}.1e}".split("e")
-        return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
-    text = f"{value:{'+' if sign else ''}.{_decimals(metric)}f}"
-    if sign and float(text) == 0:
-        text = text[1:]
-    return text.replace("-", MINUS)
-
-
-def _decimals(metric: str) -> int:
-    return 1 if metric.endswith(("top1", "top5", "rankme", "rank")) or "directions" in metric else 3
-
-
-def interval_text(interval: Interval | None, metric: str) -> str:
-    """94.3 ± 1.2."""
-    if interval is None:
-        return NONE
-    mean, half = number(interval.mean, metric), interval.half_width
-    if half is None:
-        return mean
-    # beside a mean that is not small, a small half-width is a zero
-    return f"{mean} ± {number(half, metric) if 'e' in mean else f'{half:.{_decimals(metric)}f}'}"
 
 
 # --- CSV ----------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def tracked(uri: str, study: StudyPlan) -> Tracked:
     if not uri.startswith(("http://", "https://")):
         return Tracked(f"{runs}; `ablate ui` shows them.")
     search = f"/#/experiments?experimentSearchFilter={quote(study.study.name)}"
-    return Tracked(f"{runs}.", redacted(uri).rstrip("/") + search)
+    return Tracked(f"{runs}.", redacted(uri).replace("***@", "").rstrip("/") + search)
 
 
 def redacted(text: str) -> str:

@@ -7,6 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from orchestrator.report import escape
 from orchestrator.report.claims import Judgement
 from orchestrator.report.hypotheses import Verdict
 from orchestrator.report.phrases import listed
@@ -59,6 +64,8 @@ def sentence(judgements: Sequence[Judgement]) -> str:
     if len(judgements) == 1:
         return f"Its one claim is {judgements[0].verdict}."
     (first, number), *others = [(verdict, counts[verdict]) for verdict in SIGNS if counts[verdict]]
+    if not others:
+        return f"All {number} claims are {first}."
     said = [f"{number} {'is' if number == 1 else 'are'} {first}", *(f"{n} {other}" for other, n in others)]
     return f"Of {len(judgements)} claims, {listed(said)}."
 
@@ -68,11 +75,11 @@ def verdict(judgement: Judgement) -> str:
 
 
 def effect(judgement: Judgement) -> tuple[str, str]:
-    """The effect with its unit, and its interval; either may be empty."""
+    """The effect with its unit, and its interval; either may be empty. An interval without width tells nothing."""
     if judgement.effect is None:
         return "", ""
     low, high = judgement.ci_low, judgement.ci_high
-    if low is None or high is None:
+    if low is None or high is None or low == high:
         return with_unit(plain(judgement.effect), judgement.unit), ""
     value, *ends = rounded((judgement.effect, low, high), (high - low) / 2)
     return with_unit(value, judgement.unit), f"[{ends[0]}, {ends[1]}]"
@@ -89,3 +96,18 @@ def seeds_needed(judgement: Judgement) -> str:
     if judgement.verdict != "undecided":
         return ""
     return "—" if judgement.seeds_needed is None else str(judgement.seeds_needed)
+
+
+def console(judgements: Sequence[Judgement]) -> RichTable:
+    """The verdicts for a terminal; how they came about is on the page. Texts are never read as rich markup."""
+    shown = RichTable(title=Text(sentence(judgements)), box=SIMPLE_HEAD, title_justify="left")
+    shown.add_column("")
+    shown.add_column("Claim", ratio=1)
+    for name in ("Verdict", "Effect", "Seeds that\nwould decide"):
+        shown.add_column(Text(name), no_wrap=True)
+    for group in groups(judgements):
+        for judgement in group.judgements:
+            number = "" if group.number is None else str(group.number)
+            texts = (judgement.claim.text, verdict(judgement), effect(judgement)[0])
+            shown.add_row(number, *(Text(escape.one_line(text)) for text in texts), seeds_needed(judgement))
+    return shown

@@ -211,8 +211,13 @@ def commit_evaluation(
         "knn": {"top1": accuracy - 1, "top5": 99.0},
         "spectrum": {
             "representation/rankme": accuracy / 3,
-            "embedding/rankme": accuracy / 4,
             "representation/collapsed_fraction": 0.125,
+            "representation/effective_rank": accuracy / 5,
+            "representation/directions": 7.0,
+            "embedding/rankme": accuracy / 4,
+            "embedding/collapsed_fraction": 0.25,
+            "embedding/effective_rank": accuracy / 6,
+            "embedding/directions": 6.0,
         },
     }[protocol.kind]
     arrays = {

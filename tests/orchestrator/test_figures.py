@@ -191,7 +191,7 @@ def test_a_spectrums_table_holds_the_arrays_of_every_panel_cell_and_seed(bench):
                 assert set(mine["trial"]) == {cell.trial}
                 largest = max(largest, values[0])
     assert data["noise_floor"].nunique() == 1
-    assert data["noise_floor"].iloc[0] == pytest.approx(256 * EPSILON * largest, rel=1e-12)
+    assert data["noise_floor"].iloc[0] == pytest.approx(256 * EPSILON * largest, rel=1e-12, abs=0)
 
 
 def test_the_csv_holds_the_same_numbers_in_full_precision(bench):
@@ -218,6 +218,7 @@ def test_a_curves_table_places_each_cell_at_its_resolved_d0(bench):
 
 
 def test_the_papers_values_stand_at_the_place_of_their_cells(bench):
+    bench.fail("paper", 1)
     figure = bench.filled()["sweep"]
     paper = figure.data[figure.data["source"] == "paper"]
     assert paper[["cell", "role", "d0", "value"]].to_numpy().tolist() == [
@@ -273,7 +274,7 @@ def test_a_toy_spectrums_table_holds_the_last_record_of_every_network(bench):
         assert np.array_equal(found, toys[f"{n}/embedding_spectrum"][:, -1])
     # variances are squares of what float64 resolves to D x epsilon
     largest = max(toys[f"{n}/embedding_spectrum"][:, -1].max() for n in (0, 1))
-    assert embedding["noise_floor"].iloc[0] == pytest.approx((DIM * EPSILON) ** 2 * largest, rel=1e-12)
+    assert embedding["noise_floor"].iloc[0] == pytest.approx((DIM * EPSILON) ** 2 * largest, rel=1e-12, abs=0)
 
 
 def test_an_alignments_table_holds_the_mean_over_networks_of_the_first_pair(bench):
@@ -566,7 +567,7 @@ def test_singular_values_at_the_rounding_of_float64_run_through_a_strip_without_
 
 def test_a_mean_over_seeds_of_which_one_is_noise_is_noise(bench):
     first, _ = bench.cells("none")
-    bench.arrays[first.evaluations["spectrum"]]["representation_singular_values"][100:] = 0
+    bench.arrays[first.evaluations["spectrum"]]["representation_singular_values"][100:] = 1e-16
     figure = bench.filled()["spectra"]
     axes = spectra.spectrum(figure.spec, figure.data).axes[0]
     fallen = lines_of(axes)[0][1].get_ydata()
@@ -580,7 +581,7 @@ def test_a_spectrum_of_nothing_but_zeros_is_drawn(bench):
     figure = bench.filled()["spectra"]
     axes = spectra.spectrum(figure.spec, figure.data).axes[0]
     assert all(np.isfinite(line.get_ydata()).all() for line in lines_of(axes)[0])
-    assert figure.data["noise_floor"].iloc[0] == pytest.approx(256 * EPSILON)
+    assert figure.data["noise_floor"].iloc[0] == pytest.approx(256 * EPSILON, rel=1e-12, abs=0)
 
 
 def test_every_line_of_a_spectrum_is_as_long_as_its_own_dimension(bench):
@@ -649,20 +650,7 @@ def test_few_points_of_a_scatter_are_numbered_and_many_are_not(bench):
     figure = bench.filled()["rankme"]
     axes = metrics.scatter(figure.spec, figure.data).axes[0]
     assert [text.get_text() for text in axes.texts] == ["1", "2", "3", "4", "5", "6"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("RankMe of representation", "Linear probe top-1 (%)")
     many = figure.data.loc[figure.data.index.repeat(5)].reset_index(drop=True)
     many = many.assign(cell=[f"c{n}" for n in many.index], trial=[str(n) for n in many.index])
     assert list(metrics.scatter(figure.spec, many).axes[0].texts) == []
-
-
-@pytest.mark.parametrize(
-    ("metric", "label"),
-    [
-        ("spectrum/representation/rankme", "RankMe of representation"),
-        ("linear_probe/top1", "Linear probe top-1 (%)"),
-        ("knn/top5", "kNN top-5 (%)"),
-        ("theory/collapsed_directions", "Collapsed directions"),
-        ("pretrain/loss", "Training loss"),
-    ],
-)
-def test_a_metric_is_named_for_people(metric, label):
-    assert metrics.metric_label(metric) == label

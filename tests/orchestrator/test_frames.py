@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from synthetic import fill, stamp
+from synthetic import fill, stamp, write_suite
 
 from orchestrator.plan import make_plan
 from orchestrator.report.frames import COLUMNS, Snapshot, cells_frame, holes
@@ -13,6 +13,11 @@ def plan():
     return make_plan(["quickstart"])
 
 
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    return make_plan([str(write_suite(tmp_path_factory.mktemp("suite")))])
+
+
 @pytest.fixture
 def store(tmp_path):
     return Store(tmp_path)
@@ -22,8 +27,8 @@ def test_every_cell_seed_and_metric_has_one_line_in_the_order_of_the_study(plan,
     fill(plan, store)
     frame = cells_frame(plan.studies[0], store)
     assert tuple(frame.columns) == COLUMNS
-    # linear probe 3, kNN 2, spectrum 3, last loss and online accuracy
-    assert len(frame) == 10 * 2 * 10
+    # linear probe 3, kNN 2, spectrum 8, last loss and online accuracy
+    assert len(frame) == 10 * 2 * 15
     assert not frame.duplicated(["study", "cell", "seed", "metric"]).any()
     assert list(dict.fromkeys(zip(frame["study"], frame["cell"], strict=True)))[:5] == [
         ("table1", "mlp"), ("table1", "linear"), ("table1", "none"), ("table1", "directclr"), ("table2", "none"),
@@ -130,3 +135,59 @@ def test_a_snapshot_does_not_change_while_trials_finish(plan, store):
     fill(plan, store)
     assert cells_frame(study, snapshot).equals(before)
     assert len(cells_frame(study, store)) > len(before)
+
+
+# --- theory studies, and rows with a metric of their own ------------------------------------------
+
+
+def test_each_network_of_a_case_is_a_seed_of_its_cell(suite, store):
+    fill(suite, store)
+    frame = cells_frame(suite.studies[0], store)
+    toys = frame[frame["study"] == "theory"]
+    (key,) = set(toys["trial"])
+    cases = store.trial_record(key)["cases"]
+    for place, cell in enumerate(("weak", "strong", "deep")):
+        mine = toys[toys["cell"] == cell]
+        assert set(mine["metric"]) == set(cases[place])
+        for _, line in mine.iterrows():
+            assert line["value"] == cases[place][line["metric"]][line["seed"]]
+        assert set(mine["seed"]) == {0, 1, 2}
+
+
+def test_toy_networks_are_missing_once_a_cell(suite, store):
+    toys = next(cell.trial for cell in suite.cells() if cell.case is not None)
+    fill(suite, store, fail=[toys])
+    reason = "failed: NonFiniteLossError: loss is not finite at step 17 of toy networks"
+    assert [(hole.cell, hole.seed, hole.what, hole.reason) for hole in holes(suite.studies[0], store)] == [
+        (cell, None, "training", reason) for cell in ("weak", "strong", "deep")
+    ]
+
+
+def test_a_rows_own_metric_has_the_papers_number_beside_it(suite, store):
+    fill(suite, store)
+    frame = cells_frame(suite.studies[0], store)
+    given = frame[frame["paper"].notna()].groupby(["cell", "metric"])["paper"].first().to_dict()
+    assert given == {("half", "linear_probe/top1"): 62.7, ("half", "subvector_probe/top1"): 47.9}
+
+
+def test_what_lies_there_without_a_record_counts_as_not_there(suite, store):
+    fill(suite, store)
+    trial, evaluation = next((cell.trial, cell.evaluations["knn"]) for cell in suite.cells())
+    toys = next(cell.trial for cell in suite.cells() if cell.case is not None)
+    full = Snapshot(store)
+    assert len(full.history(trial)) == 5
+    assert full.evaluation_arrays(evaluation)["correct"].dtype == bool
+    assert "0/iterations" in full.trial_arrays(toys)
+    for folder in (
+        store.trial_directory(trial),
+        store.evaluation_directory(evaluation),
+        store.trial_directory(toys),
+    ):
+        (folder / "record.json").unlink()
+    bare = Snapshot(store)
+    assert (bare.history(trial), bare.evaluation_arrays(evaluation), bare.trial_arrays(toys)) == (
+        [],
+        None,
+        None,
+    )
+    assert len(store.history(trial)) == 5

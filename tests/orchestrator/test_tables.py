@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
-from synthetic import fill
+from synthetic import fill, write_suite
 
 from orchestrator.plan import make_plan
-from orchestrator.report import escape, tables
+from orchestrator.report import escape, numbers, tables
+from orchestrator.report.content import make_report
 from orchestrator.report.frames import cells_frame, holes
+from orchestrator.report.statistics import Interval
 from orchestrator.store import Store
 
 NASTY = [
@@ -35,6 +37,15 @@ NASTY = [
 @pytest.fixture(scope="module")
 def plan():
     return make_plan(["quickstart"])
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    """The tables of a training study and of a theory study, all numbers there."""
+    folder = tmp_path_factory.mktemp("suite")
+    plan, store = make_plan([str(write_suite(folder))]), Store(folder / "store")
+    fill(plan, store)
+    return make_report(plan, plan.studies[0], store).tables
 
 
 def filled(plan, store):
@@ -178,14 +189,75 @@ def test_a_spectrum_metric_may_be_tabulated(plan, tmp_path):
         (0.12345, "linear_probe/loss", False, "0.123"),
         (math.nan, "knn/top1", False, "nan"),
         (-math.inf, "knn/top1", True, "−inf"),
+        (7.25, "embedding/effective_rank", False, "7.2"),
+        (8.0, "theory/collapsed_directions_at_start", False, "8.0"),
+        (0.00049, "theory/conserved_drift", False, "4.9e−4"),
+        (-0.0000123, "theory/conserved_drift", True, "−1.2e−5"),
+        (0.0, "theory/conserved_drift", True, "0.000"),
+        (0.04, "knn/top1", False, "0.0"),
     ],
 )
 def test_numbers_have_the_papers_decimals(value, metric, sign, text):
-    assert tables.number(value, metric, sign) == text
+    assert numbers.number(value, metric, sign) == text
 
 
 def test_notes_are_lettered_past_z():
     assert [tables.letters(index) for index in (0, 25, 26, 701, 702)] == ["a", "z", "aa", "zz", "aaa"]
+
+
+def test_a_half_width_has_the_decimals_of_its_mean():
+    assert numbers.interval_text(Interval(0.25, 0.2499, 0.2501, 3), "linear_probe/loss") == "0.250 ± 0.000"
+    assert numbers.interval_text(Interval(2e-5, 1.9e-5, 2.1e-5, 3), "theory/conserved_drift") == (
+        "2.0e−5 ± 1.0e−6"
+    )
+
+
+def test_a_row_may_have_a_metric_of_its_own(suite):
+    probes = suite[0]
+    assert [row.metric for row in probes.rows] == ["linear_probe/top1"] * 2 + ["subvector_probe/top1"]
+    assert [probes.texts(row)[:2] for row in probes.rows[1:]] == [
+        ("95.2 ± 1.9", "62.7"),
+        ("85.2 ± 1.9", "47.9"),
+    ]
+    assert probes.rows[2].difference == pytest.approx(85.15 - 47.9)
+    lines = read_csv(tables.to_csv(probes))
+    assert [line["metric"] for line in lines] == [row.metric for row in probes.rows]
+    assert [float(line["seed_1"]) for line in lines] == [96.3, 95.3, 85.3]
+
+
+def test_rows_that_lack_their_own_metric_say_which(tmp_path):
+    plan = make_plan([str(write_suite(tmp_path))])
+    store = Store(tmp_path / "store")
+    fill(plan, store, without=["subvector_probe"])
+    probes = filled(plan, store)[0]
+    assert [[probes.notes[mark] for mark in row.marks] for row in probes.rows] == [
+        [], [], ["Seeds 0, 1: subvector probe not done yet"],
+    ]  # fmt: skip
+
+
+def test_a_theory_table_counts_networks_and_has_no_column_for_what_the_paper_lacks(suite):
+    toys = suite[1]
+    assert toys.header == ("k", "Collapsed directions", "n")
+    assert [toys.texts(row) for row in toys.rows] == [("0.0 ± 0.0", "3"), ("2.0 ± 0.0", "3")]
+    assert toys.legend == ("Mean ± 95 % t interval over n networks.", "Source: Section 4.2.")
+    assert [line["seed_2"] for line in read_csv(tables.to_csv(toys))] == ["0.0", "2.0"]
+    assert r"\begin{tabular}{lrr}" in tables.to_latex(toys)
+
+
+def test_missing_toy_networks_are_no_seeds(tmp_path):
+    plan = make_plan([str(write_suite(tmp_path))])
+    assert list(filled(plan, Store(tmp_path / "store"))[1].notes.values()) == ["Training not done yet"]
+
+
+def test_every_form_of_a_table_says_whether_it_has_the_papers_order(suite):
+    said = "Kendall's τ of our order with the paper's: 1 over 2 rows"
+    probes = suite[0]
+    assert said in " ".join(probes.legend)
+    assert escape.markdown(said) in tables.to_markdown(probes)
+    assert said in " ".join(terminal(probes).split())
+    assert said.replace("τ", r"$\tau$") in tables.to_latex(probes)
+    assert "two-sided $p$ = 1" in tables.to_latex(probes)
+    assert "τ" not in " ".join(suite[1].legend)
 
 
 # --- CSV ----------------------------------------------------------------------------------------
@@ -279,6 +351,13 @@ def test_latex_shows_holes_with_their_notes(holed):
     gap = next(row for row in latex_rows(text) if "fixed low-rank projector" in row[0])
     assert gap[3].strip() == r"---\textsuperscript{b}"
     assert r"\textsuperscript{b} Seeds 0, 1: training not done yet" in text
+
+
+def test_latex_has_powers_of_ten(suite):
+    (row, *rows), spec = suite[1].rows, suite[1].spec.model_copy(update={"metric": "theory/loss"})
+    tiny = replace(row, metric="theory/loss", ours=Interval(2.1e-5, 1.9e-5, 2.3e-5, 3))
+    text = tables.to_latex(replace(suite[1], spec=spec, rows=(tiny, *rows)))
+    assert r"$2.1 \times 10^{-5} \pm 2.0 \times 10^{-6}$" in text
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,13 @@
 import json
 import math
 import os
-import shutil
 import socket
-import sqlite3
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
+from mlflow_stores import content, new_store, query, rows, sync
 from synthetic import EPOCHS, START, fill, stamp
 
 from orchestrator import tracking
@@ -54,39 +49,6 @@ tables:
       - {cell: none, columns: [none], paper: 51.5}
 """
 
-AT_ONCE = """
-import sys, threading
-from orchestrator.store import Store
-from orchestrator.tracking import Tracker, default_uri
-store = Store(sys.argv[1])
-tracker = Tracker(default_uri(store), store)
-threads = [threading.Thread(target=tracker.prepare) for _ in range(2)]
-[thread.start() for thread in threads]
-[thread.join() for thread in threads]
-"""
-
-
-@pytest.fixture(scope="session")
-def set_up(tmp_path_factory):
-    """MLflow takes seconds to set up a database: done once, by two writers at the same time."""
-    root = tmp_path_factory.mktemp("mlflow")
-    environment = {**os.environ, "PYTHONPATH": str(Path(tracking.__file__).parent.parent)}
-    done = subprocess.run(
-        [sys.executable, "-c", AT_ONCE, str(root)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    return root / "mlflow.db", done
-
-
-def new_store(root, set_up):
-    store = Store(root)
-    store.prepare()
-    shutil.copy(set_up[0], store.root / "mlflow.db")
-    return store
-
 
 @pytest.fixture
 def store(tmp_path, set_up):
@@ -117,36 +79,6 @@ def small_study(tmp_path_factory):
 @pytest.fixture(scope="module")
 def small(small_study):
     return make_plan([small_study])
-
-
-def sync(plan, store):
-    return Tracker(default_uri(store), store).sync(plan, plan.studies[0])
-
-
-def query(store, sql):
-    with closing(sqlite3.connect(store.root / "mlflow.db")) as database:
-        return database.execute(sql).fetchall()
-
-
-def rows(store):
-    tables = ("experiments", "runs", "metrics", "latest_metrics", "params", "tags")
-    return {table: query(store, f"select count(*) from {table}")[0][0] for table in tables}
-
-
-def content(store):
-    """Everything that a sync writes, without MLflow's random run ids."""
-    name = "(select name from runs r where r.run_uuid = t.run_uuid)"
-    return {
-        "runs": sorted(query(store, "select name, status, start_time, end_time from runs")),
-        "metrics": sorted(query(store, f"select {name}, key, value, step, timestamp, is_nan from metrics t")),
-        "params": sorted(query(store, f"select {name}, key, value from params t")),
-        "tags": sorted(
-            query(
-                store,
-                f"select {name}, key, value from tags t where key not in ('mlflow.parentRunId', 'mlflow.user')",
-            )
-        ),
-    }
 
 
 def runs(plan, store):
@@ -234,6 +166,11 @@ def test_a_training_shared_by_cells_names_them_all(plan, synced):
     assert children[key].data.tags["cells"] == "table1/directclr, table2/low_rank_diagonal"
 
 
+def test_an_experiment_without_toy_networks_has_no_parameters_of_them(plan, synced):
+    _, children = runs(plan, synced)
+    assert not [name for name in next(iter(children.values())).data.params if name.startswith("toy.")]
+
+
 # --- points -------------------------------------------------------------------------------------
 
 
@@ -275,7 +212,7 @@ def test_the_parent_holds_each_cells_mean_interval_and_n(plan, synced):
     assert top.data.metrics[f"{name}/ci_low"] == pytest.approx(60.5 - half, rel=1e-12)
     assert top.data.metrics[f"{name}/ci_high"] == pytest.approx(60.5 + half, rel=1e-12)
     assert top.data.metrics[f"{name}/n"] == 2
-    assert sum(key.startswith("cells/") for key in top.data.metrics) == 10 * 10 * 4
+    assert sum(key.startswith("cells/") for key in top.data.metrics) == 10 * 15 * 4
     assert "**Linear-probe accuracy." in top.data.tags["mlflow.note.content"]
 
 

@@ -493,7 +493,7 @@ def test_the_conserved_matrix_drifts_by_the_steps_size_alone() -> None:
         found = run({"layers": layers}, dim=4, noisy_dims=0, lr=lr, iterations=iterations, networks=4)
         return float(np.mean(found.metrics[0]["theory/conserved_drift"]))
 
-    drifts = [drift(2, 0.02, 200), drift(2, 0.01, 400), drift(3, 0.02, 200), drift(3, 0.01, 400)]
+    drifts = [drift(2, 0.04, 60), drift(2, 0.02, 120), drift(3, 0.04, 60), drift(3, 0.02, 120)]
     assert drifts[0] / drifts[1] == pytest.approx(2, rel=0.2)
     assert drifts[2] / drifts[3] == pytest.approx(2, rel=0.2)
     assert max(drifts) < 0.1
@@ -504,7 +504,7 @@ def test_more_layers_collapse_more_of_the_embedding(relu: bool) -> None:
     """Appendix C."""
     depths = ({"layers": 1}, {"layers": 2}, {"layers": 4})
     found = run(
-        *depths, relu=relu, dim=8, noisy_dims=8, amplitude=0.01, initial_scale=0.577, lr=0.1, iterations=400
+        *depths, relu=relu, dim=8, noisy_dims=8, amplitude=0.01, initial_scale=0.577, lr=0.2, iterations=150
     )
     ranks = [np.mean(metrics["theory/embedding_effective_rank"]) for metrics in found.metrics]
     collapsed = [np.mean(metrics["theory/collapsed_directions"]) for metrics in found.metrics]

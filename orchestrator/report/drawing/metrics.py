@@ -14,7 +14,8 @@ from matplotlib.lines import Line2D
 from orchestrator.exhibits import CurveFigure, ScatterFigure, TrainingFigure
 from orchestrator.report.drawing import canvas
 from orchestrator.report.drawing.canvas import Look, literal
-from orchestrator.report.figure_data import INTERVAL_SEEDS, points_of
+from orchestrator.report.figure_data import INTERVAL_SEEDS, frame_metric, points_of
+from orchestrator.report.phrases import metric_label
 from orchestrator.report.statistics import mean_interval
 
 _HEADS = {
@@ -197,8 +198,8 @@ def scatter(spec: ScatterFigure, data: pd.DataFrame) -> Figure:
             group["x"], group["y"], xerr=bars[0], yerr=bars[1], linestyle="", marker=look.marker, color=look.color,
             markersize=4.5, elinewidth=0.6, alpha=0.85,
         )  # fmt: skip
-    literal(axes.set_xlabel(canvas.plain(metric_label(spec.x), 60)))
-    literal(axes.set_ylabel(canvas.plain(metric_label(spec.y), 40)))
+    literal(axes.set_xlabel(canvas.plain(metric_label(frame_metric(spec.x)), 60)))
+    literal(axes.set_ylabel(canvas.plain(metric_label(frame_metric(spec.y)), 40)))
     marks = {study: canvas.handle(Look(look.color, "", look.marker), marker=True, markersize=4.5)
              for study, look in looks.items()}  # fmt: skip
     if numbered:
@@ -241,16 +242,3 @@ def _number_points(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
             str(number), (x[number - 1], y[number - 1]), xytext=offset, textcoords="offset points",
             ha="center", va="center", fontsize=6.5,
         )  # fmt: skip
-
-
-def metric_label(metric: str) -> str:
-    """`linear_probe/top1` -> "Linear probe top-1 (%)", `representation/rankme` -> "RankMe of representation"."""
-    subject, _, name = metric.removeprefix("spectrum/").partition("/")
-    known = {"top1": "top-1 (%)", "top5": "top-5 (%)", "rankme": "RankMe", "online_top1": "online top-1 (%)"}
-    words = known.get(name, name.replace("_", " "))
-    if subject in ("representation", "embedding"):
-        return f"{words[0].upper()}{words[1:]} of {subject}"
-    if subject == "theory":
-        return f"{words[0].upper()}{words[1:]}"
-    start = {"knn": "kNN", "pretrain": "Training"}.get(subject, subject.replace("_", " ").capitalize())
-    return f"{start} {words}"

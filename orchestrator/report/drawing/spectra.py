@@ -44,9 +44,8 @@ class _LogAxis:
         self.height = 0.18 * span
 
     def place(self, values: np.ndarray, lane: int) -> np.ndarray:
-        within = self.top - self.height * (
-            0.45 + 0.5 * (lane + 0.5) / self.lanes
-        )  # the upper part is for words
+        # the upper part of the strip is for words
+        within = self.top - self.height * (0.45 + 0.5 * (lane + 0.5) / self.lanes)
         return np.where(values > self.floor, np.log(np.maximum(values, self.floor)), within)
 
     def finish(self, axes: Axes) -> None:
