@@ -25,9 +25,9 @@ from orchestrator.exhibits import (
     PeakClaim,
     TrendClaim,
 )
-from orchestrator.report.comparisons import CellNumbers
-from orchestrator.report.findings import find
-from orchestrator.report.hypotheses import Verdict, decide, t_power
+from orchestrator.report.claims.comparisons import CellNumbers
+from orchestrator.report.claims.findings import find
+from orchestrator.report.claims.hypotheses import Verdict, decide, t_power
 
 ALPHA = 0.05
 SEED_SD = 0.2

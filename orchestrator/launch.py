@@ -16,9 +16,9 @@ from orchestrator.errors import AblateError
 from orchestrator.mlflow_access import is_remote
 from orchestrator.plan import Job, Plan, estimate, jobs
 from orchestrator.progress import Progress, duration
-from orchestrator.report import write_report
+from orchestrator.report import console as console_blocks
+from orchestrator.report import make_report, write
 from orchestrator.report.frames import Records
-from orchestrator.report.tables import console_tables
 from orchestrator.schedule import concurrency, run_jobs
 from orchestrator.spec import Executor
 from orchestrator.store import Store
@@ -89,11 +89,13 @@ def report_all(
     for study in plan.studies:
         records: Records = TrackedRecords(uri, study) if source == "mlflow" else store
         # several studies asked into one folder each get a folder of their own in it
-        place = out / study.name if out and len(plan.studies) > 1 else out
-        directory = write_report(plan, study, store, out=place, source=records)
-        for table in console_tables(study, records):
-            console.print(table)
-        console.print(Text(f"report: {directory / 'index.html'}"), soft_wrap=True)
+        asked = out / study.name if out and len(plan.studies) > 1 else out
+        place = asked or store.report_directory(study.name)
+        report = make_report(plan, study, records, tracking=uri)
+        write(report, place)
+        for shown in console_blocks(report):
+            console.print(shown)
+        console.print(Text(f"report: {place / 'index.html'}"), soft_wrap=True)
 
 
 def sync_all(plan: Plan, store: Store, tracking_uri: str | None, console: Console) -> None:

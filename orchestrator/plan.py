@@ -186,7 +186,14 @@ def _plan_study(
         )
     ]
     _refuse_unknown_cells(study, file, cells)
-    return StudyPlan(study, tuple(member for member, _ in members), source.label, seeds, tuple(cells), source.recipe.seed_sd)
+    return StudyPlan(
+        study,
+        tuple(member for member, _ in members),
+        source.label,
+        seeds,
+        tuple(cells),
+        source.recipe.seed_sd,
+    )
 
 
 def _plan_trained(

@@ -11,11 +11,11 @@ HISTORY = "history.jsonl"
 SPECTRA = "spectra.jsonl"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file in one step: a reader, or a restart after a kill, sees the old one or the new."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace a file in one step: a reader, or a restart after a kill, sees the old one or the new."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

@@ -11,7 +11,19 @@ from typing import Literal
 
 import torch
 
-Purpose = Literal["backbone", "head", "order", "augment", "head_noise", "probe", "split"]
+Purpose = Literal[
+    "backbone",
+    "head",
+    "order",
+    "augment",
+    "head_noise",
+    "probe",
+    "split",
+    "toy_weights",
+    "toy_data",
+    "toy_batches",
+    "toy_probes",
+]
 
 
 def derive(seed: int, purpose: Purpose, *position: int) -> int:

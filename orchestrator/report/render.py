@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from orchestrator.report.figures import FilledFigure
 from orchestrator.report.frames import COLUMNS, Records
 from orchestrator.report.markdown import markdown
 from orchestrator.store import Store
+from trainers.files import write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -75,7 +75,7 @@ def write(report: Report, directory: Path) -> None:
         for name, content in contents.items():
             path = directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(path, content.encode() if isinstance(content, str) else content)
+            write_atomically(path, content)
     except OSError as error:
         raise AblateError(f"report {directory}: cannot be written: {error.strerror}") from None
 
@@ -193,13 +193,3 @@ def _cells_csv(cells: pd.DataFrame) -> str:
 
     lines: Sequence[Sequence[object]] = cells.astype(object).values.tolist()
     return tables.write_csv(COLUMNS, [[plain(value) for value in line] for line in lines])
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Replace a file in one step, so that no reader sees half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

@@ -16,7 +16,7 @@ from rich.text import Text
 from orchestrator.exhibits import Table, TableRow
 from orchestrator.plan import StudyPlan
 from orchestrator.report import escape
-from orchestrator.report.frames import Hole, Records, cells_frame, holes, row_metric
+from orchestrator.report.frames import Hole, row_metric
 from orchestrator.report.numbers import MINUS, NONE, interval_text, number
 from orchestrator.report.statistics import Interval, mean_interval
 from orchestrator.spec import Study
@@ -287,11 +287,6 @@ def _math(text: str) -> str:
 
 
 # --- terminal -----------------------------------------------------------------------------------
-
-
-def console_tables(study: StudyPlan, records: Records) -> list[RichTable]:
-    """All tables of a study for a terminal."""
-    return [console(table) for table in fill(study, cells_frame(study, records), holes(study, records))]
 
 
 def console(table: FilledTable) -> RichTable:

@@ -13,9 +13,9 @@ from rich.text import Text
 
 from orchestrator.report import escape
 from orchestrator.report.claims import Judgement
-from orchestrator.report.hypotheses import Verdict
+from orchestrator.report.claims.hypotheses import Verdict
+from orchestrator.report.claims.wording import p_text, plain, rounded, with_unit
 from orchestrator.report.phrases import listed
-from orchestrator.report.wording import p_text, plain, rounded, with_unit
 
 SIGNS: dict[Verdict, str] = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
 """A sign beside each verdict's word: nothing is told by colour alone."""

@@ -20,10 +20,9 @@ from statsmodels.stats.weightstats import ttost_paired
 from synthetic import fill
 
 from orchestrator.plan import PlannedCell, StudyPlan, make_plan
-from orchestrator.report import tables, wording
-from orchestrator.report.claims import CSV_COLUMNS, claims_csv, judge, table_agreement
-from orchestrator.report.frames import COLUMNS, cells_frame, holes
-from orchestrator.report.hypotheses import (
+from orchestrator.report import tables
+from orchestrator.report.claims import CSV_COLUMNS, claims_csv, judge, table_agreement, wording
+from orchestrator.report.claims.hypotheses import (
     AllOf,
     AnyOf,
     Beyond,
@@ -35,6 +34,7 @@ from orchestrator.report.hypotheses import (
     seeds_needed,
     t_power,
 )
+from orchestrator.report.frames import COLUMNS, cells_frame, holes
 from orchestrator.spec import Study
 from orchestrator.store import Store
 
@@ -357,7 +357,7 @@ def test_two_probes_of_one_seed_are_compared_image_by_image():
     (found,) = judge(plan, cells, Bits({"a-0": whole, "knn": nearest}))
     assert found.verdict == "supported"
     assert found.effect == 15
-    assert found.note.startswith("a (linear probe top1) exceeds a (knn top1) by 15")
+    assert found.note.startswith("A (linear probe top-1) exceeds a (knn top-1) by 15")
 
 
 # --- trends, peaks, correlations ------------------------------------------------------------------
@@ -402,7 +402,7 @@ def test_a_peak_takes_one_inner_cell_above_both_ends():
     assert found.verdict == "supported"
     assert found.p == pytest.approx(2 * 2 * min(over))
     assert found.effect == pytest.approx(np.mean(values["b"]) - np.mean(values["d"]))
-    assert found.note.startswith("b, the best of 2 inner cells, exceeds the higher end, d, by")
+    assert found.note.startswith("B, the best of 2 inner cells, exceeds the higher end, d, by")
 
 
 def test_a_peak_at_an_end_contradicts():
@@ -463,7 +463,7 @@ def test_a_suite_s_correlation_that_names_no_cells_is_over_those_of_its_members(
 def test_three_cells_are_too_few_for_a_correlation():
     found = correlated([[1], [2], [3]], [[1], [2], [3]])
     assert (found.verdict, found.p, found.effect) == ("undecided", None, None)
-    assert found.note == "3 cells with both representation rankme and linear probe top1."
+    assert found.note == "3 cells with both representation rankme and linear probe top-1."
 
 
 def test_a_constant_has_no_correlation():
@@ -479,7 +479,7 @@ def test_cells_without_numbers_are_named():
     values = {"a": [62.0, 62.1], "b": [], "c": [math.nan, math.inf]}
     found = verdict_on(claim("order", ["a", "b", "c"]), values)
     assert (found.verdict, found.test, found.p, found.effect) == ("undecided", "no numbers yet", None, None)
-    assert found.note == "Lacks linear probe top1 of b, c."
+    assert found.note == "Lacks linear probe top-1 of b, c."
 
 
 def test_cells_without_a_common_seed_are_not_compared():

@@ -12,9 +12,9 @@ import yaml
 from PIL import Image
 
 from orchestrator.plan import Plan, make_plan
-from orchestrator.report.drawing import canvas, metrics, spectra
-from orchestrator.report.figure_data import points_of
 from orchestrator.report.figures import FilledFigure, fill_figures
+from orchestrator.report.figures.data import points_of
+from orchestrator.report.figures.drawing import canvas, metrics, spectra
 from orchestrator.report.frames import cells_frame
 from trainers.config import ToyRun
 

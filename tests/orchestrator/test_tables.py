@@ -415,7 +415,3 @@ def test_a_label_is_not_read_as_terminal_markup(plan, tmp_path):
     shown = terminal(nasty_table(plan, Store(tmp_path), "[red]\x1b[31mx[/red]"))
     assert "[red]" in shown
     assert "\x1b" not in shown
-
-
-def test_all_tables_of_a_study_can_be_shown(plan, tmp_path):
-    assert len(tables.console_tables(plan.studies[0], Store(tmp_path))) == 2

@@ -104,6 +104,8 @@ def _train_on_rank(folder: Path, config: TrialConfig, loader_processes: int) -> 
         (2, 1, {"head": {"kind": "orthogonal"}}),
         (2, 3, {"loss": {"kind": "ntxent"}, "head": {"kind": "dropout", "d0": 9}}),
         (4, 0, {"head": {"kind": "subvector", "d0": 6}}),
+        (2, 0, {"gradient_cache": 4}),
+        (2, 1, {"gradient_cache": 2, "augment": {"mode": "per_image", "crop_scale": (0.5, 1.0)}}),
     ],
 )
 def test_workers_share_the_batch_without_changing_the_training(

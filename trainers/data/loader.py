@@ -24,6 +24,7 @@ from trainers.data.augment import (
     normalise,
 )
 from trainers.data.datasets import DataError, Dataset, Split
+from trainers.distributed import rows_of_rank
 from trainers.randomness import generator
 
 DEVICE_BYTES = 2**30
@@ -95,8 +96,7 @@ class _Views:
         if device is not None and self.images is not None and self.images.numel() <= DEVICE_BYTES:
             self.images = self.images.to(device)
         self.device = device or torch.device("cpu")
-        local = config.batch_size // world_size
-        self.rows = slice(rank * local, (rank + 1) * local)
+        self.rows = rows_of_rank(config.batch_size, rank, world_size, config.gradient_cache)
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
         size = config.data.image_size
         self.batched = BatchedAugment(config.augment, size, dataset.mean, dataset.std)

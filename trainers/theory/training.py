@@ -65,8 +65,9 @@ def split(run: ToyRun, device: torch.device) -> list[Part]:
     parts: list[Part] = []
     for cases in groups.values():
         shared = next(iter(cases.values()))
-        fitting = _PAIRS_BYTES[device.type] // (8 * shared.batch_size**2 * len(cases))
-        size = max(1, min(fitting, (run.networks + 1) // 2))  # two parts at least, for two cores
+        size = max(1, _PAIRS_BYTES[device.type] // (8 * shared.batch_size**2 * len(cases)))
+        if len(groups) == 1:
+            size = min(size, (run.networks + 1) // 2)  # a part for each of two cores
         firsts = range(0, run.networks, size)
         parts += [Part(cases, range(n, min(n + size, run.networks)), run.seed) for n in firsts]
     return sorted(parts, key=lambda part: part.work * part.shared.layers, reverse=True)

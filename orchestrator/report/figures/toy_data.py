@@ -7,7 +7,7 @@ import pandas as pd
 
 from orchestrator.exhibits import ToyAlignmentFigure, ToyEvolutionFigure, ToySpectrumFigure
 from orchestrator.plan import PlannedCell
-from orchestrator.report.figure_source import (
+from orchestrator.report.figures.source import (
     CELL,
     Source,
     joined,

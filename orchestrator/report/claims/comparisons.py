@@ -9,8 +9,8 @@ from statistics import mean
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.report import wording
-from orchestrator.report.hypotheses import Beyond, OneRun, Replicates, Sample, Side
+from orchestrator.report.claims import wording
+from orchestrator.report.claims.hypotheses import Beyond, OneRun, Replicates, Sample, Side
 
 ONE_SEED = "none: one seed says nothing of the spread"
 ROUNDING = 1e-9

@@ -17,11 +17,18 @@ from numpy.typing import NDArray
 
 from orchestrator.exhibits import Claim, Statistics
 from orchestrator.plan import PlannedCell, StudyPlan
-from orchestrator.report import wording
-from orchestrator.report.comparisons import ONE_SEED, CellNumbers
-from orchestrator.report.findings import BY_CONSTRUCTION, Finding, find
+from orchestrator.report.claims import wording
+from orchestrator.report.claims.comparisons import ONE_SEED, CellNumbers
+from orchestrator.report.claims.findings import BY_CONSTRUCTION, Finding, find
+from orchestrator.report.claims.hypotheses import (
+    MOST_SEEDS,
+    Decision,
+    OrderedLike,
+    Verdict,
+    decide,
+    seeds_needed,
+)
 from orchestrator.report.frames import Records
-from orchestrator.report.hypotheses import MOST_SEEDS, Decision, OrderedLike, Verdict, decide, seeds_needed
 from orchestrator.report.statistics import RankAgreement, rank_agreement
 from orchestrator.report.tables import FilledTable, Row, write_csv
 
@@ -88,8 +95,7 @@ def judge(study: StudyPlan, cells: pd.DataFrame, records: Records) -> list[Judge
     numbers = _numbers(study, cells, records)
     asserted = [(member.name, claim) for member in study.members for claim in member.claims]
     findings = [
-        find(claim, _named_cells(study, owner, claim, numbers), study.seed_sd)
-        for owner, claim in asserted
+        find(claim, _named_cells(study, owner, claim, numbers), study.seed_sd) for owner, claim in asserted
     ]
     return [
         _judgement(owner, claim, finding, decision, needed, study.study.statistics)
@@ -203,7 +209,8 @@ def _judgement(
         p_adjusted=decision.p_adjusted if decision else None,
         seeds=finding.seeds,
         seeds_needed=needed,
-        note=f"{finding.sentence}{_outlook(finding, decision, needed, statistics)}.",
+        note=f"{finding.sentence[:1].upper()}{finding.sentence[1:]}"
+        f"{_outlook(finding, decision, needed, statistics)}.",
         details=finding.details,
     )
 

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from orchestrator import exhibits
-from orchestrator.report.drawing import canvas, metrics, spectra
+from orchestrator.report.figures.drawing import canvas, metrics, spectra
 
 
 def render(spec: exhibits.Figure, data: pd.DataFrame, kind: Literal["svg", "png"]) -> bytes:

@@ -18,8 +18,8 @@ from orchestrator.exhibits import (
     PeakClaim,
     TrendClaim,
 )
-from orchestrator.report import wording
-from orchestrator.report.comparisons import (
+from orchestrator.report.claims import wording
+from orchestrator.report.claims.comparisons import (
     ONE_SEED,
     CellNumbers,
     Measure,
@@ -30,7 +30,7 @@ from orchestrator.report.comparisons import (
     over_seeds,
     without_rounding,
 )
-from orchestrator.report.hypotheses import (
+from orchestrator.report.claims.hypotheses import (
     AllOf,
     AnyOf,
     ClaimTest,

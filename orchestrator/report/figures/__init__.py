@@ -1,6 +1,6 @@
 """The paper's figures with our numbers: what each shows as one tidy table, its caption, and what is missing.
 
-Tables and captions are made in `figure_data` and `toy_figure_data`, without matplotlib; `drawing` draws them.
+Tables and captions are made in `data` and `toy_data`, without matplotlib; `drawing` draws them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from orchestrator.exhibits import (
     TrainingFigure,
 )
 from orchestrator.plan import StudyPlan
-from orchestrator.report import figure_data, toy_figure_data
-from orchestrator.report.figure_source import Source
+from orchestrator.report.figures import data as figure_data
+from orchestrator.report.figures import toy_data as toy_figure_data
+from orchestrator.report.figures.source import Source
 from orchestrator.report.frames import Records, holes
 from orchestrator.report.tables import write_csv
 
@@ -61,13 +62,13 @@ class FilledFigure:
 
     def svg(self) -> bytes:
         """The same bytes for the same data; letters are outlines, so that it looks alike everywhere."""
-        from orchestrator.report import drawing
+        from orchestrator.report.figures import drawing
 
         return drawing.render(self.spec, self.data, "svg")
 
     def png(self) -> bytes:
         """200 dots per inch, as wide as one or two columns of a paper."""
-        from orchestrator.report import drawing
+        from orchestrator.report.figures import drawing
 
         return drawing.render(self.spec, self.data, "png")
 

@@ -13,9 +13,9 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 
 from orchestrator.exhibits import SpectrumFigure, ToySpectrumFigure
-from orchestrator.report.drawing import canvas
-from orchestrator.report.drawing.canvas import Look
-from orchestrator.report.toy_figure_data import over_networks
+from orchestrator.report.figures.drawing import canvas
+from orchestrator.report.figures.drawing.canvas import Look
+from orchestrator.report.figures.toy_data import over_networks
 
 RANK = "Singular value rank index"
 LOG = "Log of singular values"

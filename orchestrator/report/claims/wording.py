@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 MINUS = "−"
 
@@ -13,8 +14,9 @@ def count(n: int, noun: str) -> str:
 
 
 def spoken(metric: str) -> str:
-    """`linear_probe/top1` -> "linear probe top1"."""
-    return metric.replace("/", " ").replace("_", " ")
+    """`linear_probe/top1` -> "linear probe top-1", `theory/loss` -> "loss"."""
+    words = metric.removeprefix("theory/").replace("/", " ").replace("_", " ")
+    return re.sub(r"\btop(\d)", r"top-\1", words)
 
 
 def quoted(label: str) -> str:
@@ -42,7 +44,9 @@ def rounded(values: tuple[float, ...], uncertainty: float, sign: bool = False) -
 
 
 def with_unit(text: str, unit: str) -> str:
-    return f"{text} {unit}" if unit else text
+    """1 -> "1 point", 1.5 -> "1.5 points"."""
+    shown = unit.removesuffix("s") if text in ("1", f"{MINUS}1") else unit
+    return f"{text} {shown}" if unit else text
 
 
 def p_text(p: float) -> str:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from orchestrator.exhibits import CurveFigure, ScatterFigure, SpectrumFigure, TrainingFigure
 from orchestrator.plan import PlannedCell
-from orchestrator.report.figure_source import (
+from orchestrator.report.figures.source import (
     CELL,
     NO_ARRAYS,
     NOT_FINITE,

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from orchestrator.exhibits import CurveFigure, ScatterFigure, TrainingFigure
-from orchestrator.report.drawing import canvas
-from orchestrator.report.drawing.canvas import Look, literal
-from orchestrator.report.figure_data import INTERVAL_SEEDS, frame_metric, points_of
+from orchestrator.report.figures.data import INTERVAL_SEEDS, frame_metric, points_of
+from orchestrator.report.figures.drawing import canvas
+from orchestrator.report.figures.drawing.canvas import Look, literal
 from orchestrator.report.phrases import metric_label
 from orchestrator.report.statistics import mean_interval
 
