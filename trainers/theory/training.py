@@ -17,7 +17,7 @@ from trainers.theory.draws import draw_batches, draw_samples, initial_weights
 from trainers.theory.networks import Networks, end_to_end
 
 _PAIRS_BYTES = {"cpu": 2**21, "cuda": 2**30}
-"""The N x N matrices that are trained at once. It knows no number of threads, nor do the results."""
+"""Size of the N x N matrices of a part. Whatever the number of threads, for results not to depend on it."""
 _PROBES = 8
 """Batches over which X of Eq. 6 is averaged when it is measured."""
 _OF_A_CASE = {"amplitude", "noisy_dims", "initial", "decay", "initial_scale", "lr"}
