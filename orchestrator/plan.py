@@ -128,7 +128,9 @@ def jobs(plan: Plan, store: Store) -> list[Job]:
     """What is missing, in the order of the plan: seeds outermost, so that every cell has a number early."""
     labels: dict[str, str] = {}
     for cell in plan.cells():
-        labels.setdefault(cell.trial, cell.label)
+        labels.setdefault(
+            cell.trial, cell.label if cell.case is None else f"toy networks of {cell.study}"
+        )
     of_trial: dict[str, dict[str, EvaluationConfig]] = {key: {} for key in plan.trials}
     for evaluation, (trial, protocol) in plan.evaluations.items():
         of_trial[trial][evaluation] = protocol

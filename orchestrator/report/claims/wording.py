@@ -30,7 +30,9 @@ def plain(value: float, digits: int = 3) -> str:
 
 
 def rounded(values: tuple[float, ...], uncertainty: float, sign: bool = False) -> list[str]:
-    """Values to the digit that their uncertainty reaches: to its second one where it begins with 1 or 2."""
+    """Values to the digit that their uncertainty reaches (to its second one where it begins with 1 or 2), and to one
+    decimal at least, as the paper prints its numbers.
+    """
     if not (uncertainty > 0 and math.isfinite(uncertainty)):
         return [f"{value:{'+' if sign else ''}.3g}".replace("-", MINUS) for value in values]
     exponent = math.floor(math.log10(uncertainty))
@@ -39,7 +41,7 @@ def rounded(values: tuple[float, ...], uncertainty: float, sign: bool = False) -
         # so small that a power of ten reads better than zeros
         texts = [f"{value:{'+' if sign else ''}.2e}" for value in values]
     else:
-        texts = [f"{value:{'+' if sign else ''}.{max(0, decimals)}f}" for value in values]
+        texts = [f"{value:{'+' if sign else ''}.{max(1, decimals)}f}" for value in values]
     return [_without_negative_zero(text).replace("-", MINUS) for text in texts]
 
 
