@@ -18,7 +18,7 @@ from orchestrator.errors import AblateError, SpecError
 from orchestrator.library import load_recipe
 from orchestrator.messages import did_you_mean, shorten, validate
 from orchestrator.spec import EvaluationKind, Recipe
-from orchestrator.store import ARRAYS, Store
+from orchestrator.store import ARRAYS, Arrays, Store
 from trainers import EVALUATION_VERSION
 from trainers.config import Dimension, EvaluationConfig, HeadConfig, NoHead, SubvectorHead, TrialConfig
 from trainers.context import TrialContext
@@ -105,6 +105,8 @@ def export(name: str, file_format: FileFormat, out: Path, store: Store) -> dict[
     Raises:
         SpecError: there is no such checkpoint, it doesn't fit the format, or `out` can't be written.
     """
+    if not out.name or out.is_dir():
+        raise SpecError(f"--out {out}: is a folder, takes a file to write")
     with _for_people(""):
         checkpoint = load_checkpoint(find_checkpoint(name, store))
         network = torchvision_name(checkpoint) if file_format == "torchvision" else None
@@ -258,9 +260,16 @@ def _measure(
             }
             if out is not None:
                 _make_folder(out / kind)
-                np.savez_compressed(out / kind / ARRAYS, **result.arrays)  # type: ignore[arg-type]
-                write_atomically(out / "metrics.json", json.dumps(report, indent=1) + "\n")
+                _write(out, kind, result.arrays, report)
             clock = time.perf_counter()
+
+
+def _write(out: Path, kind: str, arrays: Arrays, report: dict[str, Any]) -> None:
+    try:
+        np.savez_compressed(out / kind / ARRAYS, **arrays)  # type: ignore[arg-type]
+        write_atomically(out / "metrics.json", json.dumps(report, indent=1) + "\n")
+    except OSError as error:
+        raise SpecError(f"--out {out}: cannot be written: {error.strerror}") from None
 
 
 def _make_folder(folder: Path) -> None:

@@ -89,6 +89,12 @@ def show(study: str, as_json: AsJson = False) -> None:
     console.print(Text(f"{loaded.source}; recipe {loaded.recipe}, seeds {', '.join(map(str, loaded.seeds))}"))
     if loaded.include:
         console.print(f"consists of {', '.join(loaded.include)}")
+    if loaded.toy:
+        shared = loaded.toy.model_dump(mode="json", exclude={"cost"})
+        console.print(Text("toy networks: " + ", ".join(f"{name} {value}" for name, value in shared.items())))
+    for what in ("tables", "figures", "claims"):
+        if shown := [one.name for one in getattr(loaded, what)]:
+            console.print(Text(f"{what}: {', '.join(shown)}"))
     cells = plain_table("cell", "label", "override")
     for cell in loaded.cells:
         cells.add_row(cell.name, Text(cell.label), Text(json.dumps(cell.set)))
@@ -187,6 +193,7 @@ def status(store_root: StoreRoot = DEFAULT_STORE, as_json: AsJson = False) -> No
         print_json(rows)
         return
     table = plain_table("trial", "recipe", "head", "seed", "state", "epochs", "loss", "seconds")
+    table.columns[0].no_wrap = True  # to be copied in one piece
     for row in rows:
         table.add_row(*(str(row[column]) for column in ("trial", "recipe", "head", "seed")), row["state"],
                       str(row["epochs"]), row["loss"], row["seconds"])  # fmt: skip

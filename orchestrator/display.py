@@ -85,7 +85,7 @@ def _summary(plan: Plan, missing: list[Job]) -> str:
     if toys := plan.trials.keys() - trained:
         shown = {cell.name for cell in cells if cell.case is not None}
         lines.append(
-            f"{len(shown)} cells of toy networks need {len(toys)} runs; "
+            f"{len(shown)} cells of toy networks need {len(toys)} run{'s' if len(toys) > 1 else ''}; "
             f"{sum(job.is_toy for job in missing)} are missing."
         )
     return "\n".join(lines)

@@ -19,7 +19,7 @@ from orchestrator.progress import Progress, duration
 from orchestrator.report import console as console_blocks
 from orchestrator.report import make_report, write
 from orchestrator.report.frames import Records
-from orchestrator.schedule import concurrency, run_jobs
+from orchestrator.schedule import concurrency, run_jobs, with_threads
 from orchestrator.spec import Executor
 from orchestrator.store import Store
 from orchestrator.tracking import BackgroundTracker, TrackedRecords, Tracker, default_uri
@@ -44,6 +44,7 @@ def launch(
         train = sum(job.train for job in missing)
         console.print(f"{train} to train, {len(missing) - train} to evaluate only; starting Ray")
         with cluster.connected(address) as nodes:
+            missing = with_threads(missing, nodes)
             at_once = concurrency(missing, nodes, max_concurrent)
             if cost := estimate(plan, missing, store, at_once):
                 console.print(f"about {duration(cost.seconds)} with {at_once} at once (from {cost.basis})")

@@ -93,6 +93,35 @@ def apply(recipe: dict[str, Any], where: str) -> dict[str, Any]:
     return recipe
 
 
+def refuse_ineffective(recipe: dict[str, Any], overrides: dict[str, Any], where: str) -> None:
+    """Refuse a switch that means nothing for a recipe, or sets a field that is overridden beside it.
+
+    Heads are what cells set, so a switch that is about one head is let through.
+
+    Raises:
+        SpecError: naming the switch.
+    """
+    for name, version in overrides.get("faithfulness", {}).items():
+        switch = ledger()[name]
+        for path, needed in switch.where.items():
+            if path != "head.kind" and _at(recipe, path) != needed:
+                raise SpecError(
+                    f"{where}: faithfulness.{name}: means nothing here, takes a recipe with {path} = {needed}"
+                )
+        for path in _paths(switch.choices[version]):
+            given = _at(overrides, path)
+            if given is not None and given != _at(switch.choices[version], path):
+                raise SpecError(f"{where}: faithfulness.{name}: sets {path} too, takes one of the two")
+
+
+def _paths(fields: dict[str, Any]) -> list[str]:
+    """Dotted paths of all values."""
+    found = []
+    for name, value in fields.items():
+        found += [f"{name}.{below}" for below in _paths(value)] if isinstance(value, dict) else [name]
+    return found
+
+
 def _within(fields: dict[str, Any], content: Any) -> bool:
     """Whether content has all these fields, with these values."""
     if not isinstance(content, dict):

@@ -40,8 +40,15 @@ class RecipeSource:
             SpecError: naming the study's file, the cell and the field.
         """
         where = f"{study_file}: cell {cell.name!r} under recipe {self.base.name}"
-        raw = merge(self.raw, expand(cell.set, where))
-        return validate(Recipe, ledger.apply(raw, where), where, prefix="set.")
+        changes = expand(cell.set, where)
+        own = changes.pop("faithfulness", {})
+        # The recipe's switches, then the cell's fields, then its switches: a cell stays what its label says.
+        # The first see the cell's fields too, since some mean anything for one head alone.
+        switched = ledger.apply(merge(self.raw, changes), where)
+        raw = ledger.apply({**merge(switched, changes), "faithfulness": own}, where)
+        if isinstance(own, dict):
+            raw["faithfulness"] = {**self.raw["faithfulness"], **own}
+        return validate(Recipe, raw, where, prefix="set.")
 
 
 def names(folder: Path) -> list[str]:
@@ -78,7 +85,9 @@ def load_recipe(name_or_path: str, sets: tuple[str, ...] = ()) -> RecipeSource:
     if overrides:
         # all at once: one override may be allowed only by another
         raw = merge(raw, overrides)
-        recipe = _recipe(raw, " ".join(f"--set {assignment}" for assignment in sets))
+        where = " ".join(f"--set {assignment}" for assignment in sets)
+        recipe = _recipe(raw, where)
+        ledger.refuse_ineffective(raw, overrides, where)
     return RecipeSource(base, raw, recipe, overrides)
 
 
@@ -90,7 +99,9 @@ def toy_case(family: ToyFamily, recipe: Recipe, cell: Cell, file: str) -> ToyCon
     """
     where = f"{file}: cell {cell.name!r} under recipe {recipe.name}"
     shared = family.model_dump(mode="json", exclude=set(ToyFamily.model_fields) - set(ToyConfig.model_fields))
-    return validate(ToyConfig, merge(merge(shared, recipe.toy), cell.set), where, prefix="set.")
+    return validate(
+        ToyConfig, merge(merge(shared, recipe.toy), expand(cell.set, where)), where, prefix="set."
+    )
 
 
 def _locate(name_or_path: str, folder: Path, what: str) -> Path:

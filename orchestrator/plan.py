@@ -128,15 +128,13 @@ def jobs(plan: Plan, store: Store) -> list[Job]:
     """What is missing, in the order of the plan: seeds outermost, so that every cell has a number early."""
     labels: dict[str, str] = {}
     for cell in plan.cells():
-        labels.setdefault(
-            cell.trial, cell.label if cell.case is None else f"toy networks of {cell.study}"
-        )
+        labels.setdefault(cell.trial, cell.label if cell.case is None else f"toy networks of {cell.study}")
     of_trial: dict[str, dict[str, EvaluationConfig]] = {key: {} for key in plan.trials}
     for evaluation, (trial, protocol) in plan.evaluations.items():
         of_trial[trial][evaluation] = protocol
     missing = []
     for key, config in sorted(plan.trials.items(), key=lambda item: item[1].seed):
-        train = store.trial_record(key) is None
+        train = store.trial_record(key) is None or (isinstance(config, ToyRun) and not store.has_arrays(key))
         evaluations = {
             evaluation: protocol
             for evaluation, protocol in of_trial[key].items()
@@ -158,20 +156,21 @@ class Estimate:
 def estimate(plan: Plan, missing: list[Job], store: Store, at_once: int) -> Estimate | None:
     """Wall seconds with `at_once` trials side by side; None if nothing is known of this recipe's cost."""
     epochs = [job.config.epochs for job in missing if isinstance(job.config, TrialConfig) and job.train]
-    training = store.seconds_per_epoch(plan.recipe.name)
+    training = store.seconds_per_epoch(plan.recipe.name) if epochs else []
     if training:
         per_epoch, basis = median(training), f"the median of {len(training)} finished trials of this recipe"
-    elif plan.recipe.cost:
+    elif epochs and plan.recipe.cost:
         per_epoch = plan.recipe.cost.seconds / plan.recipe.epochs
         basis = f"the recipe's stated cost on {plan.recipe.cost.hardware}"
     elif epochs:
         return None
     else:
-        per_epoch, basis = 0.0, "evaluations only"
+        per_epoch, basis = 0.0, "what studies and finished evaluations say"
     measured = store.evaluation_seconds(plan.recipe.name)
     measuring = sum(len(job.evaluations) for job in missing) * (median(measured) if measured else 0.0)
-    toys = sum(plan.toy_seconds.get(job.trial, 0.0) for job in missing)
-    return Estimate((per_epoch * sum(epochs) + measuring + toys) / max(1, at_once), basis)
+    toys = [plan.toy_seconds.get(job.trial, 0.0) for job in missing]
+    side_by_side = (per_epoch * sum(epochs) + measuring + sum(toys)) / max(1, at_once)
+    return Estimate(max([side_by_side, *toys]), basis)
 
 
 def _plan_study(
@@ -187,7 +186,8 @@ def _plan_study(
             else _plan_trained(member, member_file, source, seeds, plan)
         )
     ]
-    _refuse_unknown_cells(study, file, cells)
+    for member, member_file in [(study, file), *members]:
+        _refuse_unknown_cells(member, member_file, cells)
     return StudyPlan(
         study,
         tuple(member for member, _ in members),
@@ -217,7 +217,7 @@ def _plan_toys(study: Study, file: Path, recipe: Recipe, plan: Plan) -> list[Pla
     plan.trials.setdefault(key, run)
     if study.toy.cost:
         plan.toy_seconds[key] = study.toy.cost.seconds
-    plan.resources.setdefault(key, Resources(cpus_per_worker=recipe.resources.cpus_per_worker))
+    plan.resources.setdefault(key, Resources())  # whatever the recipe's trainings occupy
     return [
         PlannedCell(study.name, cell.name, cell.label, network, key, {}, case)
         for case, cell in enumerate(study.cells)

@@ -128,6 +128,8 @@ class Recipe(Config):
             )
         self.trial(seed=0)
         self.evaluation("subvector_probe")
+        if unknown := sorted(set(self.toy) - set(ToyConfig.model_fields)):
+            raise ValueError(f"toy.{unknown[0]}: unknown field; takes {', '.join(ToyConfig.model_fields)}")
         return self
 
     def trial(self, seed: int) -> TrialConfig:
@@ -206,6 +208,8 @@ class Study(Config):
     def _consistent(self) -> Study:
         if not self.cells and not self.include:
             raise ValueError("cells: got none and no `include` either, takes one of them")
+        if self.toy is not None and not 1 <= len(self.cells) <= 1000:
+            raise ValueError(f"cells: got {len(self.cells)}, takes 1 to 1000 where there are toy networks")
         _refuse_repeats("seeds", list(self.seeds))
         _refuse_repeats("include", list(self.include))
         _refuse_repeats("cells", [cell.name for cell in self.cells])

@@ -71,7 +71,11 @@ class Store:
     # --- trials ---
 
     def trial_record(self, key: str) -> Record | None:
-        return _read(self.trial_directory(key) / "record.json")
+        path = self.trial_directory(key) / "record.json"
+        record = _read(path)
+        if record is not None and "kind" not in record:
+            raise AblateError(f"{path}: not a record; remove it to have its work done again")
+        return record
 
     def trial_failure(self, key: str) -> Record | None:
         """Why the last attempt failed, at its training or, where there is a record, at an evaluation."""
@@ -82,7 +86,10 @@ class Store:
         path = self.trial_directory(key) / HISTORY
         if not path.exists():
             return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        try:
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        except ValueError:
+            raise AblateError(f"{path}: not valid JSON lines; remove its folder to train it again") from None
 
     def begin_trial(self, key: str, config: Record) -> Path:
         """The trial's directory, with its configuration; what an earlier attempt left is kept to resume from."""
@@ -102,6 +109,10 @@ class Store:
 
     def trial_arrays(self, key: str) -> Arrays | None:
         return _read_arrays(self.trial_directory(key) / ARRAYS)
+
+    def has_arrays(self, key: str) -> bool:
+        """Whether a run of toy networks still has what its figure is drawn from."""
+        return (self.trial_directory(key) / ARRAYS).is_file()
 
     def clear_failure(self, key: str) -> None:
         (self.trial_directory(key) / "failure.json").unlink(missing_ok=True)

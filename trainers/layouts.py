@@ -202,7 +202,10 @@ def _read_torch(path: Path) -> Any:
             "nothing of it was run"
         ) from None
     except Exception as error:  # damaged files raise whatever the reader stumbles over
-        raise CheckpointError(f"{path}: not readable as a checkpoint ({_first_line(error)})") from None
+        what = f" ({_first_line(error)})" if isinstance(error, OSError) else ""
+        raise CheckpointError(
+            f"{path}: not readable as a checkpoint: damaged, or none at all{what}"
+        ) from None
 
 
 def _scripts_own(path: Path) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator import library
+from orchestrator.errors import SpecError
 from orchestrator.ledger import apply, ledger
 from orchestrator.library import load_recipe
 from orchestrator.plan import make_plan
@@ -24,8 +25,13 @@ def plain(recipe: str, *sets: str) -> dict[str, Any]:
 @pytest.mark.parametrize(("name", "version"), CHOICES)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_chosen_version_is_in_force_and_nothing_else_moves(name: str, version: str, recipe: str) -> None:
-    switch = ledger()[name]
-    before, after = plain(recipe), plain(recipe, f"faithfulness.{name}={version}")
+    switch, before = ledger()[name], plain(recipe)
+    others = {path: value for path, value in switch.where.items() if path != "head.kind"}
+    if not switch.model_copy(update={"where": others}).applies(before):
+        with pytest.raises(SpecError, match="means nothing here, takes a recipe with"):
+            plain(recipe, f"faithfulness.{name}={version}")
+        return
+    after = plain(recipe, f"faithfulness.{name}={version}")
     assert after.pop("faithfulness") == {name: version}
     before.pop("faithfulness")
     if not switch.applies(before):
@@ -38,7 +44,7 @@ def test_a_chosen_version_is_in_force_and_nothing_else_moves(name: str, version:
 
 def test_every_version_of_a_switch_is_another_configuration() -> None:
     """A switch that moves trainings has versions with different keys; one that moves none has the same."""
-    sets = ("head={kind: diagonal}", "evaluations.linear_probe.solver=sgd")
+    sets = ("head={kind: diagonal}",)
     for name, switch in ledger().items():
         keys = {
             trial_key(
@@ -49,14 +55,26 @@ def test_every_version_of_a_switch_is_another_configuration() -> None:
             )
             for version in switch.choices
         }
-        if switch.moves == "trainings":
+        if switch.choices and switch.moves == "trainings":
             assert len(keys) == len(switch.choices) > 1, name
         elif switch.moves in ("measurements", "theory"):
             assert len(keys) == 1, name
 
 
-def test_a_point_without_versions_moves_nothing() -> None:
-    assert all(switch.moves == "nothing" for switch in ledger().values() if not switch.choices)
+def test_a_cell_stays_what_its_label_says_under_a_switch_of_the_recipe() -> None:
+    turned = make_plan(["beyond"], seeds=(0,), sets=("faithfulness.negatives=as_published",))
+    kinds = {cell.name: turned.trials[cell.trial].loss.kind for cell in turned.cells()}  # type: ignore[union-attr]
+    assert kinds["beyond/ntxent_mlp"] == "ntxent"
+    assert kinds["table1/mlp"] == "same_view"
+    own = make_plan(["faithfulness"], seeds=(0,), sets=("faithfulness.negatives=as_published",))
+    kinds = {cell.name: own.trials[cell.trial].loss.kind for cell in own.cells()}  # type: ignore[union-attr]
+    assert kinds["faithfulness/negatives_corrected"] == "ntxent"
+    assert kinds["faithfulness/base"] == "same_view"
+
+
+def test_a_switch_and_a_field_that_it_sets_are_not_taken_together() -> None:
+    with pytest.raises(SpecError, match=r"faithfulness.temperature: sets loss.temperature too"):
+        plain("digits", "loss.temperature=0.5", "faithfulness.temperature=as_published")
 
 
 def test_the_recipe_as_published_follows_the_released_code_where_the_text_is_silent() -> None:
@@ -90,7 +108,7 @@ def test_the_study_turns_every_switch_that_a_cpu_can() -> None:
     }
     base = plain("digits")
     for name, switch in ledger().items():
-        if switch.moves in ("trainings", "measurements") and name != "precision":
+        if switch.choices and switch.moves in ("trainings", "measurements") and name != "precision":
             others = {(name, version) for version in switch.choices} - {
                 (name, version) for version in switch.in_force(base | {"head": {"kind": "diagonal"}})
             }

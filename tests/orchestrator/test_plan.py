@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -118,6 +119,27 @@ def test_a_theory_study_is_one_run_under_any_recipe_and_seeds() -> None:
     assert changed.trials.keys() != plan.trials.keys()
 
 
+def test_toy_networks_whose_arrays_are_gone_are_trained_again(tmp_path: Path) -> None:
+    plan, store = make_plan(["theory_depth"]), Store(tmp_path)
+    (job,) = jobs(plan, store)
+    store.begin_trial(job.trial, {})
+    store.commit_trial(job.trial, {"kind": "toy"}, {"0/iterations": np.arange(3)})
+    assert jobs(plan, store) == []
+    (store.trial_directory(job.trial) / "arrays.npz").unlink()
+    assert [one.train for one in jobs(plan, store)] == [True]
+
+
+def test_cells_of_included_studies_are_checked_at_every_depth(tmp_path: Path) -> None:
+    claim = "{name: c, text: T, source: S, test: order, cells: [table1/mlp, table1/nope]}"
+    (tmp_path / "inner.yaml").write_text(
+        f"name: inner\ntitle: T\nsource: S\ninclude: [table1]\nclaims: [{claim}]\n", encoding="utf-8"
+    )
+    outer = tmp_path / "outer.yaml"
+    outer.write_text("name: outer\ntitle: T\nsource: S\ninclude: [inner]\n", encoding="utf-8")
+    with pytest.raises(SpecError, match=r"inner.yaml: claims.c: got cell 'table1/nope'"):
+        make_plan([str(outer)], "digits")
+
+
 def test_the_whole_paper_shares_its_trainings() -> None:
     plan = make_plan(["paper"], "imagenet", (0,))
     trained = [key for key, config in plan.trials.items() if isinstance(config, TrialConfig)]
@@ -185,7 +207,7 @@ def test_only_what_the_store_lacks_is_planned(tmp_path: Path) -> None:
     done = everything[0]
     store.begin_trial(done.trial, {})
     record = {"key": done.trial, "recipe": "digits", "seconds": 40.0, "epochs": 10}
-    store.commit_trial(done.trial, record)
+    store.commit_trial(done.trial, {"kind": "trial", **record})
     first, *rest = done.evaluations
     store.commit_evaluation(first, {}, {"trial": done.trial, "seconds": 3.0}, {})
     left = {job.trial: job for job in jobs(plan, store)}

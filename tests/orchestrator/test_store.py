@@ -30,8 +30,8 @@ def test_a_trial_is_finished_only_once_its_record_is_there(store: Store) -> None
     assert store.trial_failure(KEY) == {"error": "lost"}
     store.begin_trial(KEY, {"a": 1})
     assert store.trial_failure(KEY) is None  # a new attempt is under way
-    store.commit_trial(KEY, {"seconds": 6.0, "epochs": 4, "recipe": "digits"})
-    assert store.trial_record(KEY) == {"seconds": 6.0, "epochs": 4, "recipe": "digits"}
+    store.commit_trial(KEY, {"kind": "trial", "seconds": 6.0, "epochs": 4, "recipe": "digits"})
+    assert store.trial_record(KEY) == {"kind": "trial", "seconds": 6.0, "epochs": 4, "recipe": "digits"}
     assert store.trial_failure(KEY) is None
     assert not (directory / "checkpoints" / STATE).exists()
     assert store.seconds_per_epoch("digits") == [1.5]
@@ -52,6 +52,16 @@ def test_pickled_and_broken_arrays_are_not_loaded(store: Store) -> None:
     (store.evaluation_directory(KEY) / "arrays.npz").write_bytes(b"PK\x03\x04 broken")
     with pytest.raises(AblateError, match="not readable"):
         store.evaluation_arrays(KEY)
+
+
+def test_what_is_no_record_is_said_and_not_believed(store: Store) -> None:
+    folder = store.begin_trial(KEY, {})
+    (folder / "record.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(AblateError, match=r"record\.json: not a record"):
+        store.trial_record(KEY)
+    (folder / "history.jsonl").write_text('{"epoch": 0}\n{"epo', encoding="utf-8")
+    with pytest.raises(AblateError, match=r"history\.jsonl: not valid JSON lines"):
+        store.history(KEY)
 
 
 def test_arrays_that_nobody_left_are_none(store: Store) -> None:

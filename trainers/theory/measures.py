@@ -120,7 +120,7 @@ def summarise(series: dict[str, Array]) -> dict[str, list[float]]:
     """The metrics of one case at the end of its training, each with one value per network.
 
     Of all networks: the loss; how many directions of the embedding have collapsed (variance at most 1e-6 of
-    the largest), now and at the start; and the effective rank of the embedding's covariance. Without ReLU
+    the largest), now, at the start and by training; and the effective rank of the embedding's covariance. Without ReLU
     also how many directions of W have vanished (at most 1e-3 of the largest), and the smallest over the
     largest singular value. Of linear networks with more than one layer Theorem 2 (mean |A_kk|, of all and of
     grown directions, and mean |A_kl|), the drift of the conserved matrix, and Theorem 3 by `growth_agreement`,
@@ -132,6 +132,7 @@ def summarise(series: dict[str, Array]) -> dict[str, list[float]]:
         "loss": series["loss"],
         "collapsed_directions": collapsed[:, -1],
         "collapsed_directions_at_start": collapsed[:, 0],
+        "newly_collapsed_directions": collapsed[:, -1] - collapsed[:, 0],
         "embedding_effective_rank": effective_rank(variances[:, -1]),
     }
     if "product_singular_values" in series:
