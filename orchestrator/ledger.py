@@ -16,7 +16,7 @@ from orchestrator import yaml_files
 from orchestrator.errors import SpecError
 from orchestrator.exhibits import Name
 from orchestrator.messages import did_you_mean, validate
-from orchestrator.overrides import merge
+from orchestrator.overrides import at, merge
 from orchestrator.spec import Version
 from trainers.config import Config
 
@@ -39,7 +39,7 @@ class Switch(Config):
     choices: dict[Version, dict[str, Any]] = Field({}, description="version -> the fields it sets")
 
     def applies(self, recipe: dict[str, Any]) -> bool:
-        return all(_at(recipe, path) == value for path, value in self.where.items())
+        return all(at(recipe, path) == value for path, value in self.where.items())
 
     def in_force(self, recipe: dict[str, Any]) -> list[Version]:
         """The versions whose fields a recipe has."""
@@ -104,13 +104,13 @@ def refuse_ineffective(recipe: dict[str, Any], overrides: dict[str, Any], where:
     for name, version in overrides.get("faithfulness", {}).items():
         switch = ledger()[name]
         for path, needed in switch.where.items():
-            if path != "head.kind" and _at(recipe, path) != needed:
+            if path != "head.kind" and at(recipe, path) != needed:
                 raise SpecError(
                     f"{where}: faithfulness.{name}: means nothing here, takes a recipe with {path} = {needed}"
                 )
         for path in _paths(switch.choices[version]):
-            given = _at(overrides, path)
-            if given is not None and given != _at(switch.choices[version], path):
+            given = at(overrides, path)
+            if given is not None and given != at(switch.choices[version], path):
                 raise SpecError(f"{where}: faithfulness.{name}: sets {path} too, takes one of the two")
 
 
@@ -130,9 +130,3 @@ def _within(fields: dict[str, Any], content: Any) -> bool:
         _within(value, content.get(name)) if isinstance(value, dict) else content.get(name) == value
         for name, value in fields.items()
     )
-
-
-def _at(content: Any, path: str) -> Any:
-    for part in path.split("."):
-        content = content.get(part) if isinstance(content, dict) else None
-    return content

@@ -36,3 +36,10 @@ def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
         )
         merged[key] = merge(below, value) if same_kind else value  # type: ignore[arg-type]
     return merged
+
+
+def at(content: Any, path: str) -> Any:
+    """The value at a dotted path; None where there is none."""
+    for part in path.split("."):
+        content = content.get(part) if isinstance(content, dict) else None
+    return content

@@ -11,6 +11,7 @@ unpickled from a store.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -215,9 +216,9 @@ def _read_arrays(path: Path) -> Arrays | None:
 
 
 def _write_arrays(path: Path, arrays: Arrays) -> None:
-    partial = path.with_name(f".{path.name}.partial.npz")
-    np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]
-    partial.replace(path)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    write_atomically(path, buffer.getvalue())
 
 
 def _write(path: Path, content: Record) -> None:

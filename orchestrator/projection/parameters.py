@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from orchestrator.overrides import at
 from orchestrator.plan import PlannedCell, StudyPlan
 from trainers import NUMERICS_VERSION, THEORY_VERSION
 from trainers.config import ToyConfig, ToyRun, TrialConfig
@@ -44,7 +45,7 @@ def flatten(config: TrialConfig) -> dict[str, str]:
     Fields of the other kinds are "none". Where the data lie is left out: it may differ at a relaunch.
     """
     content = config.model_dump(mode="json")
-    return {path: _text(_at(content, path)) for path in field_paths(TrialConfig) if path != "data.root"}
+    return {path: _text(at(content, path)) for path in field_paths(TrialConfig) if path != "data.root"}
 
 
 def flatten_toys(run: ToyRun, cells: Sequence[PlannedCell]) -> dict[str, str]:
@@ -78,12 +79,6 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
         return [model for member in typing.get_args(annotation) for model in _models(member)]
     return []
-
-
-def _at(content: Any, path: str) -> Any:
-    for part in path.split("."):
-        content = content.get(part) if isinstance(content, dict) else None
-    return content
 
 
 def _text(value: Any) -> str:
