@@ -14,6 +14,7 @@ from orchestrator.messages import did_you_mean
 from orchestrator.spec import (
     Cell,
     EvaluationKind,
+    Limits,
     Recipe,
     Resources,
     Study,
@@ -77,6 +78,7 @@ class Plan:
     trials: dict[str, TrialConfig | ToyRun] = field(default_factory=dict)
     evaluations: dict[str, tuple[str, EvaluationConfig]] = field(default_factory=dict)
     resources: dict[str, Resources] = field(default_factory=dict)
+    limits: dict[str, Limits] = field(default_factory=dict)
     toy_seconds: dict[str, float] = field(default_factory=dict)  # what their studies say that they cost
 
     def cells(self) -> list[PlannedCell]:
@@ -93,6 +95,7 @@ class Job:
     evaluations: dict[str, EvaluationConfig]
     resources: Resources
     label: str
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def is_toy(self) -> bool:
@@ -141,7 +144,9 @@ def jobs(plan: Plan, store: Store) -> list[Job]:
             if train or store.evaluation_record(evaluation) is None
         }
         if train or evaluations:
-            missing.append(Job(key, config, train, evaluations, plan.resources[key], labels[key]))
+            missing.append(
+                Job(key, config, train, evaluations, plan.resources[key], labels[key], plan.limits[key])
+            )
     return missing
 
 
@@ -218,6 +223,7 @@ def _plan_toys(study: Study, file: Path, recipe: Recipe, plan: Plan) -> list[Pla
     if study.toy.cost:
         plan.toy_seconds[key] = study.toy.cost.seconds
     plan.resources.setdefault(key, Resources())  # whatever the recipe's trainings occupy
+    plan.limits.setdefault(key, recipe.limits)
     return [
         PlannedCell(study.name, cell.name, cell.label, network, key, {}, case)
         for case, cell in enumerate(study.cells)
@@ -247,6 +253,7 @@ def _plan_cell(
         key = trial_key(config, NUMERICS_VERSION)
         plan.trials.setdefault(key, config)
         plan.resources.setdefault(key, recipe.resources)
+        plan.limits.setdefault(key, recipe.limits)
         evaluations: dict[EvaluationKind, str] = {}
         for kind in study.evaluations:
             protocol = recipe.evaluation(kind)

@@ -60,6 +60,23 @@ class Resources(Config):
         return self
 
 
+class Limits(Config):
+    """How often a trial is saved, and what ends it. No part of its key: no number of a finished trial depends on it."""
+
+    state_seconds: float = Field(
+        300, ge=0, le=86_400, description="between states saved within an epoch; 0: only at the end of each"
+    )
+    silent_seconds: float = Field(
+        1800, ge=5, le=604_800, description="without a step: the trial counts as hung and is ended"
+    )
+    corrupt_images: int = Field(
+        10,
+        ge=0,
+        le=1_000_000,
+        description="undecodable images that a neighbour stands in for; more end the trial",
+    )
+
+
 class Cost(Config):
     """What one trial cost somewhere, for estimates before anything was measured here."""
 
@@ -117,6 +134,7 @@ class Recipe(Config):
     )
     toy: dict[str, Any] = Field({}, description="override of the toy networks of theory studies")
     resources: Resources = Resources()
+    limits: Limits = Limits()
     cost: Cost | None = None
 
     @model_validator(mode="after")

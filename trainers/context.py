@@ -9,8 +9,25 @@ from pathlib import Path
 import torch
 
 
+class Interrupted(Exception):
+    """The training was asked to stop; its state is saved, and the same call goes on from it."""
+
+
 def _nowhere(metrics: dict[str, float]) -> None:
     """The default report: training alone, nobody listens."""
+
+
+def _unheard(text: str) -> None:
+    """The default beat and note: nobody watches."""
+
+
+def _allowed() -> None:
+    """The default guard: nobody else could have taken the trial over."""
+
+
+def _never() -> bool:
+    """The default for stopping."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -28,6 +45,16 @@ class TrialContext:
         threads: CPU threads for tensor arithmetic; part of what makes a run bit-reproducible.
         watched_images: at most so many of each epoch's last images, over all ranks, tell the rank of
             representation and embedding (`trainers.collapse`); 0 measures nothing. It changes no training.
+        state_seconds: about so often a state is saved within an epoch; 0: only at the end of each.
+        corrupt_images: so many images of the data may be undecodable before the trial is ended.
+        beat: called on every rank after each step, and each piece of an evaluation, with where the work
+            stands, such as "step 120": a trial that goes without is taken for hung. Cheap enough for a step.
+        note: told, on rank 0, what people should know and what does not end the trial: a damaged state
+            that was set aside, an image that cannot be decoded.
+        guard: called on rank 0 before it writes into `directory`; raises where another process has
+            taken the trial over.
+        stopping: asked on rank 0, about once a second; once true, a state is saved and every rank raises
+            `Interrupted`.
     """
 
     directory: Path
@@ -38,3 +65,9 @@ class TrialContext:
     loader_processes: int = 0
     threads: int = 1
     watched_images: int = 1024
+    state_seconds: float = 0.0
+    corrupt_images: int = 0
+    beat: Callable[[str], None] = _unheard
+    note: Callable[[str], None] = _unheard
+    guard: Callable[[], None] = _allowed
+    stopping: Callable[[], bool] = _never
