@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help study test lint types format lock clean .venv
+.PHONY: help study test faults lint types format lock clean .venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -17,7 +17,11 @@ study: $(INSTALLED) ## the paper's tables 1 and 2 at laptop scale: train, evalua
 	$(BIN)/ablate run quickstart $(ARGS)
 
 test: $(INSTALLED) ## the tests, without those marked slow
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+
+faults: $(INSTALLED) ## kills, outages, lost nodes, full disks: the whole fault suite and its table in docs/reliability.md
+	$(BIN)/pytest tests/faults -m faults --faults-json docs/reliability.json $(ARGS)
+	$(BIN)/python tests/faults/table.py docs/reliability.json docs/reliability.md
 
 lint: $(INSTALLED) ## ruff (rules and formatting) and the contracts on who may import whom
 	$(BIN)/ruff check .

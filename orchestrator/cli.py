@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from contextlib import suppress
+from importlib.metadata import entry_points
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Literal
 
 import typer
@@ -24,6 +27,7 @@ from orchestrator.display import (
     show_plan,
 )
 from orchestrator.errors import AblateError, SpecError
+from orchestrator.messages import for_a_terminal
 from orchestrator.plan import Job, estimate, jobs, make_plan
 from orchestrator.progress import duration
 from orchestrator.spec import Executor, Recipe, Study
@@ -50,6 +54,11 @@ TrackingUri = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="for scripts")]
 DEFAULT_STORE = Path("ablations")
+
+_MOST_SEEDS = 1000
+"""As in a study's file."""
+
+_TRACKING_SCHEMES = {"http", "https", "sqlite", "mysql", "postgresql", "mssql", "databricks", "databricks-uc"}
 
 
 @app.command("list", epilog="Example: `ablate list`")
@@ -188,6 +197,8 @@ def report(
 def status(store_root: StoreRoot = DEFAULT_STORE, as_json: AsJson = False) -> None:
     """Every trial of the store: finished, failed and why, or under way."""
     store = Store(store_root)
+    if store_root.is_symlink() or store_root.exists():
+        store.require()
     rows = list(store.status())
     if as_json:
         print_json(rows)
@@ -338,6 +349,7 @@ def schema(
 def main() -> None:
     """The console script: runs a verb, and turns errors that are the user's to mend into one line and an exit code."""
     interrupted = 130
+    signal.signal(signal.SIGTERM, _as_ctrl_c)  # what batch systems and `kill` send
     try:
         code = app(standalone_mode=False) or 0
     except AblateError as error:
@@ -356,11 +368,15 @@ def main() -> None:
     sys.exit(code)
 
 
+def _as_ctrl_c(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 def _complain(message: str) -> None:
     if not message:  # help was asked for, and shown
         return
     problems.print("ablate: ", end="", style="bold red")
-    problems.print(message, markup=False, soft_wrap=True)
+    problems.print(for_a_terminal(message), markup=False, soft_wrap=True)
 
 
 def _usage(error: Any) -> str:
@@ -388,6 +404,8 @@ def _parse_seeds(text: str | None) -> tuple[int, ...] | None:
         raise SpecError(f"--seeds: got {text!r}, takes whole numbers with commas, such as 0,1,2") from None
     if any(seed < 0 or seed >= 2**31 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise SpecError(f"--seeds: got {text!r}, takes different numbers from 0 to {2**31 - 1}")
+    if len(seeds) > _MOST_SEEDS:
+        raise SpecError(f"--seeds: got {len(seeds)} numbers, takes at most {_MOST_SEEDS}")
     return seeds
 
 
@@ -411,6 +429,8 @@ def _check_data(recipe: Recipe, missing: list[Job]) -> None:
             check_data(data, batch_size)
         except DataError as error:
             raise SpecError(f"recipe {recipe.name}: {error}") from None
+        except OSError as error:  # a name too long, a loop of links
+            raise SpecError(f"recipe {recipe.name}: data.root {data.root}: {error.strerror}") from None
 
 
 def _check_tracking(uri: str | None) -> None:
@@ -420,6 +440,9 @@ def _check_tracking(uri: str | None) -> None:
     from orchestrator.mlflow_access import check_uri
 
     check_uri(uri)
+    scheme = uri.partition(":")[0].partition("+")[0].lower()
+    if scheme not in _TRACKING_SCHEMES | {plugin.name for plugin in entry_points(group="mlflow.tracking_store")}:
+        raise SpecError(f"--tracking-uri: got the scheme {scheme!r}, takes {', '.join(sorted(_TRACKING_SCHEMES))}")
 
 
 def _slots_here(recipe: Recipe) -> int:

@@ -24,6 +24,8 @@ from orchestrator.spec import Executor
 from orchestrator.store import Store
 from orchestrator.tracking import BackgroundTracker, TrackedRecords, Tracker, default_uri
 
+_DELIVERY_SECONDS, _DELIVERY_SECONDS_WHEN_INTERRUPTED = 30.0, 1.0
+
 
 def launch(
     plan: Plan,
@@ -40,6 +42,8 @@ def launch(
     Returns:
         How many trials of the plan are not complete.
     """
+    for sentence in store.set_aside_damaged():
+        console.print(Text(sentence, "yellow"), soft_wrap=True)
     if missing:
         train = sum(job.train for job in missing)
         console.print(f"{train} to train, {len(missing) - train} to evaluate only; starting Ray")
@@ -69,10 +73,14 @@ def _tracking(
 ) -> Iterator[BackgroundTracker]:
     """MLflow kept up to date beside a run; what it lacks at the end is said, and fails nothing."""
     tracker = BackgroundTracker(Tracker(tracking_uri or default_uri(store), store), plan)
+    seconds = _DELIVERY_SECONDS
     try:
         yield tracker
+    except BaseException:  # Ctrl-C above all: nobody waits for MLflow then
+        seconds = _DELIVERY_SECONDS_WHEN_INTERRUPTED
+        raise
     finally:
-        if problem := tracker.close():
+        if problem := tracker.close(seconds):
             said = Text(f"tracking: {problem}; `ablate sync` delivers what is missing", "yellow")
             console.print(said, soft_wrap=True)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -29,6 +31,8 @@ class _Row:
     online_top1: float | None = None
     started: float | None = None
     seconds: float = 0.0
+    began: str = ""
+    holder: str = ""
 
     @property
     def work(self) -> int:
@@ -70,6 +74,22 @@ class Progress:
     def begin(self, trial: str) -> None:
         row = self.rows[trial]
         row.state, row.started = "starting" if row.epochs else "evaluating", time.monotonic()
+        row.began = row.began or datetime.now(UTC).isoformat(timespec="microseconds")
+
+    def began(self, trial: str) -> str:
+        """When a trial first began in this run, as the store writes times."""
+        return self.rows[trial].began
+
+    def hold(self, trial: str, holder: str) -> None:
+        """Another run is at this trial."""
+        row = self.rows[trial]
+        if (row.state, row.holder) != ("elsewhere", holder):
+            row.state, row.holder = "elsewhere", holder
+            self.say(f"{row.label}, seed {row.seed}: left to {holder}")
+
+    def say(self, sentence: str) -> None:
+        """A line above what is live."""
+        self.console.print(Text(sentence, "yellow"), soft_wrap=True)
 
     def advance(self, trial: str, metrics: dict[str, float]) -> None:
         """One epoch of a trial is done."""
@@ -84,8 +104,10 @@ class Progress:
             self._last_line = time.monotonic()
             self.console.print(self._summary(), soft_wrap=True)
 
-    def finish(self, trial: str, error: str | None = None) -> None:
+    def finish(self, trial: str, error: str | None = None, notes: Sequence[str] = ()) -> None:
         row = self.rows[trial]
+        for note in notes:
+            self.say(f"{row.label}, seed {row.seed}: {note}")
         row.state = "failed" if error else "done"
         row.seconds = time.monotonic() - (row.started or time.monotonic())
         outcome = Text(f"failed: {error}", "red") if error else Text(f"done in {row.seconds:.0f} s", "green")
@@ -110,6 +132,8 @@ class Progress:
         running = self.count("starting", "running", "evaluating")
         text = Text(f"{self.count('done')} of {len(self.rows)} trials done, {running} running, ")
         text.append(f"{self.count('waiting')} waiting")
+        if self.count("elsewhere"):
+            text.append(f", {self.count('elsewhere')} left to other runs")
         if self.count("failed"):
             text.append(f", {self.count('failed')} failed", "red")
         text.append(f"; about {duration(left)} left" if left is not None else "; time left not known yet")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import shutil
 import sys
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
@@ -19,12 +20,18 @@ from datetime import UTC, datetime
 from typing import Any
 
 from orchestrator.cluster import Node, trials_at_once
+from orchestrator.hangs import HUNG, HangWatch, end_process
+from orchestrator.interruption import Interruption
+from orchestrator.leases import Fence, Holder, LeaseLost, Leases
 from orchestrator.plan import Job
 from orchestrator.progress import Progress
 from orchestrator.spec import Executor, Resources
 from orchestrator.store import Store
 
 _RESTARTS_AFTER_LOST_PROCESS = 3
+_LESS = "lower batch_size, raise gradient_cache, or run fewer at once (--max-concurrent)"
+_ATTEMPTS = 1 + _RESTARTS_AFTER_LOST_PROCESS
+_LOST = f"its process was lost {_ATTEMPTS} times; out of memory is the usual reason: {_LESS}"
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class _Assignment:
     recipe: str
     store: str
     executor: str
+    run: str
 
 
 def with_threads(jobs: list[Job], nodes: list[Node]) -> list[Job]:
@@ -65,18 +73,45 @@ def run_jobs(
     """Run every job to its end; a failed one leaves its reason in the store and stops no other.
 
     Needs a connected Ray (`cluster.connected`).
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once running trials have saved their states.
     """
-    from ray import tune
+    run = uuid.uuid4().hex[:8]
+    leases = Leases(store.root, run)
+    assignments = {
+        job.trial: _Assignment(job, recipe, str(store.root), _executor(executor, job), run) for job in jobs
+    }
+    leases.clear_dead()
+    limits = {job.trial: job.limits.silent_seconds for job in jobs}
 
     def finished(trial: str, error: str | None) -> None:
-        progress.finish(trial, error)
+        notes = [note["text"] for note in store.notes(trial) if note["when"] >= progress.began(trial)]
+        progress.finish(trial, error, notes)
         on_finished()
 
+    progress.console.file = sys.stdout
+    with Interruption(leases, progress.say), HangWatch(store, leases, limits, _end_remotely):
+        while assignments:
+            held = _one_round(assignments, store, at_once, progress, finished)
+            assignments = {trial: assignments[trial] for trial in held}
+            _await_others(assignments, leases, progress)
+
+
+def _one_round(
+    assignments: dict[str, _Assignment],
+    store: Store,
+    at_once: int,
+    progress: Progress,
+    finished: Callable[[str, str | None], None],
+) -> list[str]:
+    """Tune over the given trials; those that another run holds come back."""
+    from ray import tune
+
     scratch, name = store.root / ".tune", f"run-{uuid.uuid4().hex[:8]}"
-    assignments = {
-        job.trial: _Assignment(job, recipe, str(store.root), _executor(executor, job)) for job in jobs
-    }
+    held: list[str] = []
     trainable = tune.with_parameters(_run_job, assignments=assignments)
+    jobs = [assignment.job for assignment in assignments.values()]
     tuner = tune.Tuner(
         tune.with_resources(trainable, lambda config: _driver_resources(assignments[config["trial"]])),
         param_space={"trial": tune.grid_search(list(assignments))},
@@ -93,15 +128,39 @@ def run_jobs(
             storage_path=str(scratch),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=_RESTARTS_AFTER_LOST_PROCESS),
-            callbacks=[_follow(progress, finished, store)],
+            callbacks=[_follow(progress, finished, held.append, store)],
         ),
     )
-    progress.console.file = sys.stdout
     try:
         with redirect_stdout(io.StringIO()):  # Tune's own words; ours go to the console
             tuner.fit()
     finally:
         shutil.rmtree(scratch / name, ignore_errors=True)
+    return held
+
+
+def _await_others(assignments: dict[str, _Assignment], leases: Leases, progress: Progress) -> None:
+    """Wait until one of the trials that other runs hold is free again: finished, failed, or its holder dead."""
+    while assignments:
+        holders = {trial: leases.holder(trial) for trial in assignments}
+        live = leases.held()
+        if any(trial not in live for trial in holders):
+            return
+        for trial in holders:
+            progress.hold(trial, str(live[trial]))
+        time.sleep(1)
+
+
+def _end_remotely(holder: Holder) -> None:
+    """Kill a trial's process on the node that it runs on."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    for node in ray.nodes():
+        if node["Alive"] and node["NodeManagerHostname"] == holder.host:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ray.get(ray.remote(num_cpus=0, scheduling_strategy=there)(end_process).remote(holder), timeout=60)
+            return
 
 
 def _executor(wanted: Executor, job: Job) -> str:
@@ -128,53 +187,99 @@ def _trial_name(trial: Any) -> str:
 def _run_job(config: dict[str, Any], assignments: dict[str, _Assignment]) -> dict[str, Any]:
     """The Tune trainable: train if needed, then evaluate. Errors of the work end in the store, not in Tune."""
     from orchestrator import work
+    from trainers.context import Interrupted
 
     assignment = assignments[config["trial"]]
-    job, store = assignment.job, Store(assignment.store)
-    try:
-        if assignment.executor == "inline":
-            _work_inline(job, assignment.recipe, store)
-        else:
-            _work_in_train(job, assignment.recipe, store)
-    except Exception as error:
-        failure = work.failure(_cause(error), error)
-        store.fail_trial(job.trial, failure)
-        return {"error": f"{failure['type']}: {failure['error']}"}
+    store, trial = Store(assignment.store), assignment.job.trial
+    failure = store.trial_failure(trial)
+    if failure and failure.get("type") == HUNG and failure.get("run") == assignment.run:
+        return {"error": failure["error"]}
+    leases = Leases(store.root, assignment.run)
+    if leases.stop_requested():
+        return {"stopped": True}
+    lease = leases.acquire(trial)
+    if isinstance(lease, Holder):
+        return {"held": str(lease)}
+    with lease:
+        try:
+            job = still_missing(assignment.job, store)
+            _work(replace(assignment, job=job), store, lease.fence)
+        except Exception as error:
+            cause = _cause(error)
+            if isinstance(cause, Interrupted):
+                return {"stopped": True}
+            if isinstance(cause, LeaseLost):
+                return {"held": str(cause)}
+            told = leases.progress(trial)
+            failure = work.failure(cause, error, told[1] if told else None)
+            with suppress(
+                OSError
+            ):  # a full disk must not end the other trials, and this one is told of on screen
+                store.fail_trial(trial, failure)
+            return {"error": f"{failure['type']}: {failure['error']}"}
     return {"error": None}
 
 
-def _work_inline(job: Job, recipe: str, store: Store) -> None:
+def still_missing(job: Job, store: Store) -> Job:
+    """What is left to do of a job now that nobody else can be at it: another run may have done it meanwhile."""
+    from orchestrator import work
+
+    done = store.trial_record(job.trial) is not None and (not job.is_toy or store.has_arrays(job.trial))
+    evaluations = {key: e for key, e in job.evaluations.items() if store.evaluation_record(key) is None}
+    # a model that is needed once more, and damaged, is trained again
+    done = done and (not evaluations or work.has_good_model(job.trial, store))
+    return replace(job, train=not done, evaluations=evaluations)
+
+
+def _work(assignment: _Assignment, store: Store, fence: Fence) -> None:
+    job = assignment.job
+    if job.is_toy:
+        _train_toys(job, store, fence)
+    elif assignment.executor == "inline":
+        _work_inline(job, assignment.recipe, store, fence)
+    else:
+        _work_in_train(job, assignment.recipe, store, fence)
+
+
+def _train_toys(job: Job, store: Store, fence: Fence) -> None:
+    from ray import tune
+
+    from orchestrator import work
+
+    if job.train:
+        work.train_toys(job, store, fence, tune.report)
+
+
+def _work_inline(job: Job, recipe: str, store: Store, fence: Fence) -> None:
     import torch
     from ray import tune
 
     from orchestrator import work
 
-    if job.is_toy:
-        work.train_toys(job, store, tune.report)
-        return
     device = torch.device("cuda", 0) if job.resources.gpus_per_worker else torch.device("cpu")
     if job.train:
-        work.train_trial(job, recipe, store, "inline", {"device": device}, tune.report)
+        work.train_trial(job, recipe, store, fence, "inline", {"device": device}, tune.report)
     if job.evaluations:
-        work.evaluate_trial(job, store, "inline", device)
+        work.evaluate_trial(job, store, fence, "inline", device)
 
 
-def _work_in_train(job: Job, recipe: str, store: Store) -> None:
+def _work_in_train(job: Job, recipe: str, store: Store, fence: Fence) -> None:
     import ray
 
     footprint = job.resources
     if job.train:
-        _train_gang(job, recipe, store)
+        _train_gang(job, recipe, store, fence)
     if job.evaluations:
         options: dict[str, Any] = {
             "num_cpus": footprint.cpus_per_worker,
             "num_gpus": footprint.gpus_per_worker,
+            "max_retries": _RESTARTS_AFTER_LOST_PROCESS,
         }
         options["scheduling_strategy"] = "DEFAULT"  # not inside the trial's own, all but empty, bundle
-        ray.get(ray.remote(**options)(_evaluate_worker).remote(job, str(store.root)))
+        ray.get(ray.remote(**options)(_evaluate_worker).remote(job, str(store.root), fence))
 
 
-def _train_gang(job: Job, recipe: str, store: Store) -> None:
+def _train_gang(job: Job, recipe: str, store: Store, fence: Fence) -> None:
     """Train with a worker group; a lost process is replaced, an error of the training itself is not repeated."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchTrainer
@@ -183,16 +288,18 @@ def _train_gang(job: Job, recipe: str, store: Store) -> None:
     footprint = job.resources
     scratch = store.root / ".train"
     for restarts_left in reversed(range(1 + _RESTARTS_AFTER_LOST_PROCESS)):
+        # a name of its own each time: what Train kept of an attempt under the same name, it would go on from
+        name = f"{job.trial}-{uuid.uuid4().hex[:8]}"
         trainer = TorchTrainer(
             _train_worker,
-            train_loop_config={"job": job, "recipe": recipe, "store": str(store.root)},
+            train_loop_config={"job": job, "recipe": recipe, "store": str(store.root), "fence": fence},
             scaling_config=ScalingConfig(
                 num_workers=footprint.workers,
                 use_gpu=footprint.gpus_per_worker > 0,
                 resources_per_worker={"CPU": footprint.cpus_per_worker, "GPU": footprint.gpus_per_worker},
             ),
             run_config=RunConfig(
-                name=job.trial,
+                name=name,
                 storage_path=str(scratch),
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=1),
                 callbacks=[TuneReportCallback()],
@@ -205,7 +312,7 @@ def _train_gang(job: Job, recipe: str, store: Store) -> None:
             if not restarts_left or not _lost_process(error):
                 raise
         finally:
-            shutil.rmtree(scratch / job.trial, ignore_errors=True)
+            shutil.rmtree(scratch / name, ignore_errors=True)
 
 
 def _lost_process(error: Any) -> bool:
@@ -235,19 +342,20 @@ def _train_worker(config: dict[str, Any]) -> None:
         config["job"],
         config["recipe"],
         Store(config["store"]),
+        config["fence"],
         "train",
         fields,
         lambda metrics: ray.train.report(metrics),
     )
 
 
-def _evaluate_worker(job: Job, store: str) -> None:
+def _evaluate_worker(job: Job, store: str, fence: Fence) -> None:
     import torch
 
     from orchestrator import work
 
     device = torch.device("cuda", 0) if job.resources.gpus_per_worker else torch.device("cpu")
-    work.evaluate_trial(job, Store(store), "train", device)
+    work.evaluate_trial(job, Store(store), fence, "train", device)
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -272,13 +380,18 @@ def _derived(error: BaseException) -> int:
     return 2 if broken else 1
 
 
-def _follow(progress: Progress, finished: Callable[[str, str | None], None], store: Store) -> Any:
+def _follow(
+    progress: Progress,
+    finished: Callable[[str, str | None], None],
+    held: Callable[[str], None],
+    store: Store,
+) -> Any:
     """A Tune callback that keeps the screen and the tracker up to date."""
     from ray import tune
 
     class Follow(tune.Callback):
         def __init__(self, *listeners: Any) -> None:
-            self.progress, self.finished, self.store = listeners
+            self.progress, self.finished, self.held, self.store = listeners
 
         def __getstate__(self) -> dict[str, Any]:
             return {}  # Tune pickles its callbacks to restore them later; this one lives with its screen
@@ -289,27 +402,34 @@ def _follow(progress: Progress, finished: Callable[[str, str | None], None], sto
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
         ) -> None:
-            if "epoch" in result and "error" not in result:
+            if "epoch" in result:
                 self.progress.advance(_trial_name(trial), result)
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            self.finished(_trial_name(trial), trial.last_result.get("error"))
+            result, name = trial.last_result, _trial_name(trial)
+            if "held" in result:
+                self.progress.hold(name, result["held"])
+                self.held(name)
+            elif "stopped" not in result:
+                self.finished(name, result.get("error"))
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             # raised outside the work itself: its process was killed too often, or could not begin
             name, lost = _trial_name(trial), trial.get_pickled_error()
-            error = _last_line(lost) if lost else "its process was lost; out of memory is the usual reason"
+            error = _last_line(lost) if lost else _LOST
             when = datetime.now(UTC).isoformat(timespec="microseconds")
             with suppress(OSError):  # a full disk must not end the other trials
                 self.store.fail_trial(name, {"error": error, "type": "Lost", "traceback": "", "when": when})
             self.finished(name, error)
 
-    return Follow(progress, finished, store)
+    return Follow(progress, finished, held, store)
 
 
 def _last_line(error: BaseException) -> str:
-    from ray.exceptions import RayActorError
+    from ray.exceptions import OutOfMemoryError, RayActorError
 
+    if isinstance(error, OutOfMemoryError) or "low on memory" in str(error):
+        return f"its process was killed {_ATTEMPTS} times, as its node ran out of memory; {_LESS}"
     if isinstance(error, RayActorError):
-        return "its process was lost; out of memory is the usual reason"
+        return _LOST
     return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]

@@ -5,6 +5,7 @@ Both executors call the same two functions; only the TrialContext differs.
 
 from __future__ import annotations
 
+import errno
 import platform
 import resource
 import subprocess
@@ -12,23 +13,28 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from orchestrator.leases import Fence
 from orchestrator.plan import Job
 from orchestrator.store import Store
 from trainers import EVALUATION_VERSION, NUMERICS_VERSION, THEORY_VERSION
+from trainers.checkpoint import DamagedError, read
 from trainers.config import ToyRun, TrialConfig
-from trainers.context import TrialContext
+from trainers.context import Interrupted, TrialContext
 from trainers.contrastive import load_model, make_reproducible, train
 from trainers.data.datasets import load_dataset
-from trainers.evaluate import evaluate
+from trainers.evaluate import PROBE_STATES, evaluate
 from trainers.files import MODEL
 from trainers.theory import run_toys
 
+REMEDY_FOR_MEMORY = "lower batch_size, raise gradient_cache, or run fewer at once (--max-concurrent)"
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory")
 _PACKAGES = ("torch", "torchvision", "ray", "numpy", "mlflow", "pandas")
 
 
@@ -36,11 +42,17 @@ def train_trial(
     job: Job,
     recipe: str,
     store: Store,
+    fence: Fence,
     executor: str,
     context_fields: dict[str, Any],
     report: Callable[..., None],
 ) -> None:
-    """Train from the trial's last state to its end; rank 0 commits the record."""
+    """Train from the trial's last state to its end; rank 0 commits the record.
+
+    Raises:
+        LeaseLost: another process has taken the trial over.
+        trainers.context.Interrupted: the run was asked to stop; the state is saved.
+    """
     assert isinstance(job.config, TrialConfig)
     started = _now()
     directory = store.begin_trial(job.trial, job.config.model_dump(mode="json"))
@@ -49,6 +61,12 @@ def train_trial(
         report=report,
         loader_processes=job.resources.loader_processes,
         threads=job.resources.cpus_per_worker,
+        state_seconds=job.limits.state_seconds,
+        corrupt_images=job.limits.corrupt_images,
+        beat=fence.beat if context_fields.get("rank", 0) == 0 else lambda where: None,
+        note=partial(store.note, job.trial),
+        guard=fence.confirm,
+        stopping=fence.stopping,
         **context_fields,
     )
     result = train(job.config, context)
@@ -71,16 +89,35 @@ def train_trial(
         },
         "environment": environment(executor, job, context.device),
     }
+    if result.corrupt_images:
+        record["corrupt_images"] = result.corrupt_images
+    fence.confirm()
     store.commit_trial(job.trial, record)
 
 
-def train_toys(job: Job, store: Store, report: Callable[..., None]) -> None:
+def has_good_model(trial: str, store: Store) -> bool:
+    """Whether a finished trial's weights are there and meet their checksum."""
+    try:
+        read(store.trial_directory(trial) / "checkpoints" / MODEL)
+    except (FileNotFoundError, DamagedError):
+        return False
+    return True
+
+
+def train_toys(job: Job, store: Store, fence: Fence, report: Callable[..., None]) -> None:
     """Train all toy networks of a figure and commit them with what the figure is drawn from."""
     assert isinstance(job.config, ToyRun)
     started, clock = _now(), time.perf_counter()
     store.begin_trial(job.trial, job.config.model_dump(mode="json"))
     device = torch.device("cpu")
-    result = run_toys(job.config, device, report, threads=job.resources.cpus_per_worker)
+
+    def tell(metrics: dict[str, float]) -> None:
+        fence.beat(f"{metrics['epoch'] + 1:g} of 100 parts")
+        if fence.stopping():
+            raise Interrupted  # there are no states: a run of toy networks takes a minute
+        report(metrics)
+
+    result = run_toys(job.config, device, tell, threads=job.resources.cpus_per_worker)
     record = {
         "kind": "toy",
         "key": job.trial,
@@ -94,10 +131,11 @@ def train_toys(job: Job, store: Store, report: Callable[..., None]) -> None:
         "cases": result.metrics,
         "environment": environment("inline", job, device),
     }
+    fence.confirm()
     store.commit_trial(job.trial, record, result.arrays)
 
 
-def evaluate_trial(job: Job, store: Store, executor: str, device: torch.device) -> None:
+def evaluate_trial(job: Job, store: Store, fence: Fence, executor: str, device: torch.device) -> None:
     """Measure a trained trial; each evaluation is committed on its own."""
     assert isinstance(job.config, TrialConfig)
     directory = store.trial_directory(job.trial)
@@ -114,6 +152,11 @@ def evaluate_trial(job: Job, store: Store, executor: str, device: torch.device) 
         device,
         loader_processes=job.resources.loader_processes,
         dataset=dataset,
+        corrupt_images=job.limits.corrupt_images,
+        beat=partial(_beat_unless_stopped, fence),
+        note=partial(store.note, job.trial),
+        states=directory / "checkpoints",
+        guard=fence.confirm,
     )
     for (key, protocol), result in zip(job.evaluations.items(), results, strict=True):
         config = protocol.model_dump(mode="json")
@@ -129,21 +172,44 @@ def evaluate_trial(job: Job, store: Store, executor: str, device: torch.device) 
             "seconds": time.perf_counter() - clock,  # the first also extracts the features
             "environment": environment(executor, job, device),
         }
+        fence.confirm()
         store.commit_evaluation(key, config, record, result.arrays)
         started, clock = _now(), time.perf_counter()
+    for state in (directory / "checkpoints").glob(PROBE_STATES):
+        state.unlink(missing_ok=True)
     store.clear_failure(job.trial)
 
 
-def failure(error: BaseException, raised: BaseException) -> dict[str, Any]:
+def _beat_unless_stopped(fence: Fence, where: str) -> None:
+    """An evaluation ends at once when asked to: what it has committed stays, and probes keep states of their own."""
+    fence.beat(where)
+    if fence.stopping():
+        raise Interrupted
+
+
+def failure(error: BaseException, raised: BaseException, where: str | None = None) -> dict[str, Any]:
     """A failed attempt as it is kept beside the trial: one line for people, the traceback for us.
 
     Args:
         error: the cause, which people are shown.
         raised: what arrived here, which may wrap it and hold the worker's traceback as text.
+        where: the work stood, such as "step 120"; told where the error itself does not.
     """
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY):
+        line = f"out of memory; {REMEDY_FOR_MEMORY}"
+    elif isinstance(error, OSError) and error.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EACCES,
+    ):
+        place = f" at {error.filename}" if error.filename else ""
+        line = f"{error.strerror}{place}; make the store writable and the same command goes on"
+    if where and where not in line:
+        line = f"{line} (at {where})"
     return {
-        "error": lines[0][:300],
+        "error": line,
         "type": type(error).__name__,
         "traceback": "".join(traceback.format_exception(raised)),
         "when": _now(),

@@ -1,49 +1,84 @@
 """States of a training, as safetensors with JSON metadata: nothing that can execute is ever loaded.
 
-`state.safetensors` holds all that training goes on from (model, optimizer, gradient scaler, random
-states, position); `model.safetensors` the finished model alone. A state is replaced atomically.
+`state-STEP.safetensors` holds all that training goes on from (model, optimizer, gradient scaler, random states,
+position); `model.safetensors` the finished model, with its history. Each appears under its name in one step, and
+carries a checksum of all that it says. The two newest states are kept: should one be damaged, there is another.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
+import re
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
-from trainers.files import MODEL, STATE
+from trainers.files import MODEL, STATES, put_in_place
+
+_KEPT = 2
+_CHECKSUM = "sha256"
+
+
+class DamagedError(Exception):
+    """A file of ours that is cut off, or was altered since it was written."""
+
+
+class StateError(OSError):
+    """A state could not be written: which, why, from where the same command goes on."""
 
 
 @dataclass
 class Progress:
-    """Where a training stands: `epoch` and `step` are the next to run; one history entry per finished epoch."""
+    """Where a training stands: `epoch` and `step` are the next to run; one history entry per finished epoch.
+
+    Attributes:
+        corrupt: images that could not be decoded, sorted, on all ranks.
+        seconds: spent on the unfinished epoch.
+        partial: what the unfinished epoch has summed up so far; empty between epochs.
+    """
 
     epoch: int = 0
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    corrupt: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    partial: dict[str, Tensor] = field(default_factory=dict)
 
 
-def save_state(
-    directory: Path,
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of all that a state holds, while training goes on."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any]
+
+
+def snapshot(
     trial: dict[str, Any],
     progress: Progress,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-) -> Path:
-    """Write all that training needs to go on from here; the previous state is replaced in one step."""
+) -> Snapshot:
+    """Copy all that training needs to go on from here to the CPU."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"partial.{name}": tensor for name, tensor in progress.partial.items()}
     optimizer_state = optimizer.state_dict()["state"]
     scalars: dict[str, Any] = {}
     for index, slots in optimizer_state.items():
         for name, value in slots.items():
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, Tensor):
                 tensors[f"optimizer.{index}.{name}"] = value
             else:
                 scalars[f"{index}.{name}"] = value
@@ -54,21 +89,132 @@ def save_state(
     position = {
         "epoch": progress.epoch,
         "step": progress.step,
-        "history": progress.history,
+        "history": list(progress.history),
+        "corrupt": list(progress.corrupt),
+        "seconds": progress.seconds,
         "optimizer_scalars": scalars,
         "scaler": scaler.state_dict(),
     }
-    return _write(directory / STATE, tensors, {"trial": trial, "progress": position})
+    return Snapshot(progress.step, _copies(tensors), {"trial": trial, "progress": position})
+
+
+def write_state(directory: Path, state: Snapshot) -> Path:
+    """Write a state, and remove all but the newest two."""
+    path = _write(directory / STATES.replace("*", f"{state.step:09d}"), state.tensors, state.metadata)
+    for older in sorted(directory.glob(STATES))[:-_KEPT]:
+        older.unlink(missing_ok=True)
+    return path
+
+
+class StateWriter:
+    """Writes states from a thread of its own, one at a time: the training pays for the copy alone.
+
+    At the end of its `with`, all that was given is on disk, or was told not to be.
+
+    Args:
+        guard: asked before each write; raises where another process has taken the trial over.
+    """
+
+    def __init__(self, directory: Path, guard: Callable[[], None]) -> None:
+        self._directory, self._guard = directory, guard
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> StateWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        try:
+            self.wait()
+        except BaseException:
+            if kind is None:  # else the first error is the one to be told
+                raise
+
+    def save(self, state: Snapshot) -> None:
+        """Begin to write a state, once the one before is written.
+
+        Raises:
+            StateError: that one could not be written.
+        """
+        self.wait()
+        self._thread = threading.Thread(target=self._work, args=(state,), name="state writer")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return once all that was given is on disk.
+
+        Raises:
+            StateError: it could not be written.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _work(self, state: Snapshot) -> None:
+        try:
+            self._guard()
+            try:
+                write_state(self._directory, state)
+            except OSError as error:
+                raise StateError(self._sentence(state, error)) from error
+        except BaseException as error:  # raised where the training can act on it
+            self._error = error
+
+    def _sentence(self, state: Snapshot, error: OSError) -> str:
+        good = max((int(path.stem.split("-")[1]) for path in self._directory.glob(STATES)), default=0)
+        return (
+            f"{self._directory}: the state of step {state.step} cannot be written ({error.strerror or error}); make "
+            f"room or the folder writable, and the same command goes on from step {good}"
+        )
 
 
 def load_state(
-    directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    directory: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    note: Callable[[str], None] | None = None,
 ) -> Progress:
-    """Put the last saved state back and say where to go on; a fresh `Progress` if there is none."""
-    path = directory / STATE
-    if not path.exists():
-        return Progress()
-    tensors, metadata = read(path)
+    """Put the newest good state back and say where to go on; a fresh `Progress` if there is none.
+
+    A damaged state is renamed to `<its name>.damaged`.
+
+    Args:
+        note: told, in a sentence, of a damaged state. Where it is None, damaged ones are passed over and left.
+    """
+    found, damaged = None, []
+    for path in sorted(directory.glob(STATES), reverse=True):
+        try:
+            found = read(path)
+            break
+        except FileNotFoundError:  # rank 0 has set it aside, or written two newer ones
+            continue
+        except DamagedError as error:
+            damaged.append((path, str(error)))
+    progress = Progress() if found is None else _put_back(*found, model, optimizer, scaler)
+    if note is not None:
+        start = f"from step {progress.step}" if found else "from the start"
+        for path, reason in damaged:
+            set_aside(path)
+            note(f"state {path.name} {reason}; set aside, training goes on {start}")
+    return progress
+
+
+def set_aside(path: Path) -> None:
+    """Keep a damaged file under a name that nothing reads."""
+    path.replace(path.with_name(f"{path.name}.damaged"))
+
+
+def _put_back(
+    tensors: dict[str, Tensor],
+    metadata: dict[str, str],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> Progress:
     model.load_state_dict(_under("model.", tensors))
     position = json.loads(metadata["progress"])
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -76,7 +222,7 @@ def load_state(
     entries = {**_under("optimizer.", tensors), **position["optimizer_scalars"]}
     for name, value in entries.items():
         index, slot = name.split(".", 1)
-        if isinstance(value, torch.Tensor) and value.shape == parameters[int(index)].shape:
+        if isinstance(value, Tensor) and value.shape == parameters[int(index)].shape:
             # In the parameter's memory format: foreach operations are slow where strides differ.
             value = torch.empty_like(parameters[int(index)]).copy_(value)
         slots.setdefault(int(index), {})[slot] = value
@@ -86,29 +232,103 @@ def load_state(
     device = next(model.parameters()).device
     if "random.cuda" in tensors and device.type == "cuda":
         torch.cuda.set_rng_state(tensors["random.cuda"], device)
-    return Progress(position["epoch"], position["step"], position["history"])
+    return Progress(
+        position["epoch"],
+        position["step"],
+        position["history"],
+        position["corrupt"],
+        position["seconds"],
+        _under("partial.", tensors),
+    )
 
 
-def save_model(directory: Path, trial: dict[str, Any], model: nn.Module) -> Path:
-    """Write the finished model (backbone, head, online probe) without optimizer or position."""
-    return _write(directory / MODEL, dict(model.state_dict()), {"trial": trial})
+def save_model(directory: Path, trial: dict[str, Any], model: nn.Module, told: dict[str, Any]) -> Path:
+    """Write the finished model (backbone, head, online probe) without optimizer or position.
+
+    Args:
+        told: what else a record is made of, for `told_of_model`.
+    """
+    return write(directory / MODEL, dict(model.state_dict()), {"trial": trial, "told": told})
 
 
-def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """All tensors of a file on the CPU, and its metadata."""
-    with safe_open(path, framework="pt", device="cpu") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+def told_of_model(directory: Path) -> dict[str, Any] | None:
+    """What `save_model` was told with the finished model; None where there is none.
+
+    Raises:
+        DamagedError: it is damaged.
+    """
+    try:
+        _, metadata = read(directory / MODEL)
+    except FileNotFoundError:
+        return None
+    told: dict[str, Any] = json.loads(metadata.get("told", "null"))
+    return told
 
 
-def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")  # one name: rank 0 alone writes, a leftover is reused
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a file on the CPU, and its metadata.
+
+    Raises:
+        DamagedError: it is cut off, no safetensors at all, or does not meet the checksum that it carries.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise DamagedError(f"is cut off, or no file of ours ({str(error).splitlines()[0]})") from None
+    if _CHECKSUM in metadata and metadata[_CHECKSUM] != _checksum(tensors, metadata):
+        raise DamagedError("was altered: it does not meet its checksum")
+    return tensors, metadata
+
+
+def write(path: Path, tensors: dict[str, Tensor], content: dict[str, Any]) -> Path:
+    """Write tensors and what else is told of them, with a checksum of both; `read` gives them back.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    return _write(path, _copies(tensors), content)
+
+
+def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     # safetensors refuses tensors that share memory (buffers aliased by a parametrization)
-    unshared = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(unshared, partial, {key: json.dumps(value) for key, value in metadata.items()})
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    return {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format).contiguous()
+        for name, tensor in tensors.items()
+    }
+
+
+def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    digest = hashlib.sha256()
+    told = {name: value for name, value in metadata.items() if name != _CHECKSUM}
+    digest.update(json.dumps(told, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _write(path: Path, tensors: dict[str, Tensor], content: dict[str, Any]) -> Path:
+    """Contiguous tensors on the CPU, none sharing memory with another."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # a name of this process: one that was cut off from its lease may still be writing
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    metadata = {key: json.dumps(value) for key, value in content.items()}
+    metadata[_CHECKSUM] = _checksum(tensors, metadata)
+    try:
+        save_file(tensors, partial, metadata)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        put_in_place(partial, path)
+    except SafetensorError as error:  # it wraps what the disk says
+        partial.unlink(missing_ok=True)
+        told = re.search(r"os error (\d+)", str(error))
+        code = int(told[1]) if told else errno.EIO
+        raise OSError(code, os.strerror(code) if told else str(error).splitlines()[0], str(path)) from None
+    except OSError:
+        partial.unlink(missing_ok=True)  # it may be what fills the disk
+        raise
     return path
 
 

@@ -39,10 +39,16 @@ class CollapseWatch:
         has_embedding: z is to be measured beside r. Without, r stands for both: there is no head, or one that
             draws other features each step, whose embeddings of different steps have no spectrum together.
         first_epoch: to be measured; what the file says of it and of later ones, before a restart, is dropped.
+        before: of `state`, if training goes on within that epoch.
     """
 
     def __init__(
-        self, config: TrialConfig, context: TrialContext, has_embedding: bool, first_epoch: int
+        self,
+        config: TrialConfig,
+        context: TrialContext,
+        has_embedding: bool,
+        first_epoch: int,
+        before: dict[str, Tensor] | None = None,
     ) -> None:
         self._config, self._context, self._has_embedding = config, context, has_embedding
         self._images = min(context.watched_images, 2 * config.backbone.representation_dim)
@@ -50,6 +56,12 @@ class CollapseWatch:
         self._batches: deque[tuple[Tensor, ...]] = deque(maxlen=batches)
         self._path = context.directory / SPECTRA
         self._lines = _lines_before(first_epoch, self._path) if context.rank == 0 else []
+        if before and "watched" in before:
+            parts = config.gradient_cache
+            rows = rows_of_rank(config.batch_size, context.rank, context.world_size, parts)
+            widths = before["watched_widths"].tolist()
+            for batch in before["watched"][:, rows].to(context.device):
+                self._batches.append(batch.split(widths, dim=1))
 
     def see(self, representation: Tensor, embedding: Tensor) -> None:
         """Take note of a training batch: this rank's r (b, D) and z (b, d) of view 1; copies nothing."""
@@ -88,17 +100,33 @@ class CollapseWatch:
             write_atomically(self._path, "".join(self._lines))
         return {"representation_rankme": values[0], "embedding_rankme": values[-1]}
 
+    def state(self) -> dict[str, Tensor]:
+        """What a state within an epoch keeps: features of the last k batches (k, B, D + d), in the order of training.
+
+        Called by all ranks.
+        """
+        if not self._batches:
+            return {}
+        widths = torch.tensor([x.shape[1] for x in self._batches[0]])
+        return {"watched": self._in_order(), "watched_widths": widths}
+
     def _gathered(self) -> tuple[Tensor, ...]:
         """The watched images' r, or r and z, of all ranks in the order of training: (N, D) and (N, d)."""
         widths = [x.shape[1] for x in self._batches[0]]
-        local = torch.stack([torch.cat(batch, dim=1) for batch in self._batches])  # (k, b, D + d)
-        local = local.to(torch.promote_types(local.dtype, torch.float32))
+        return self._in_order().flatten(0, 1)[-self._images :].split(widths, dim=1)
+
+    def _in_order(self) -> Tensor:
+        """Of all ranks, in the order of training: (k, B, D + d)."""
+        # in float32 at least: what came back from a state is, and half precision fits into it
+        together = [torch.cat(batch, dim=1) for batch in self._batches]
+        local = torch.stack(
+            [x.to(torch.promote_types(x.dtype, torch.float32)) for x in together]
+        )  # (k, b, D + d)
         # (1, k, b, D + d) -> (W, k, b, D + d) -> (k, W * b, D + d)
         batches = gather_rows(local.unsqueeze(0)).transpose(0, 1).flatten(1, 2)
         world_size, parts = self._context.world_size, self._config.gradient_cache
         ranks = [rows_of_rank(self._config.batch_size, rank, world_size, parts) for rank in range(world_size)]
-        in_order = batches[:, torch.cat(ranks).argsort().to(batches.device)].flatten(0, 1)
-        return in_order[-self._images :].split(widths, dim=1)
+        return batches[:, torch.cat(ranks).argsort().to(batches.device)]
 
 
 def _economical(x: Tensor) -> Tensor:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.distributed
@@ -23,18 +25,20 @@ from torch.nn.utils import parametrize
 
 from trainers import checkpoint
 from trainers.backbones import build_backbone
-from trainers.checkpoint import Progress
+from trainers.checkpoint import DamagedError, Progress, StateWriter
 from trainers.collapse import CollapseWatch
 from trainers.config import LossConfig, TrialConfig
-from trainers.context import TrialContext
+from trainers.context import Interrupted, TrialContext
+from trainers.data.corrupt import CorruptImages
 from trainers.data.datasets import Dataset, load_dataset
 from trainers.data.loader import ViewLoader
-from trainers.distributed import synchronise_batch_norm
+from trainers.distributed import gather_rows, synchronise_batch_norm
 from trainers.files import HISTORY, MODEL, write_atomically
 from trainers.gradient_cache import backward_in_parts
 from trainers.heads import build_head
 from trainers.lars import build_optimizer
 from trainers.losses import contrastive_loss
+from trainers.pace import Pace
 from trainers.precision import autocast
 from trainers.randomness import generator
 from trainers.schedules import learning_rate
@@ -44,17 +48,23 @@ class NonFiniteLossError(Exception):
     """The loss stopped being a number; says at which step."""
 
 
+class TrainingMemoryError(Exception):
+    """A step needed more memory than there is; says which step, and what takes less."""
+
+
 @dataclass(frozen=True)
 class TrainingResult:
     """What a finished training leaves: last epoch's metrics, one history entry per epoch, the model's file.
 
-    `dataset_fingerprint` is that of `Dataset.fingerprint` on rank 0 and empty on the others.
+    `dataset_fingerprint` is that of `Dataset.fingerprint` on rank 0 and empty on the others. `corrupt_images` are
+    those that could not be decoded, by their paths below the data's root.
     """
 
     metrics: dict[str, float]
     history: list[dict[str, float]]
     model_path: Path
     dataset_fingerprint: str
+    corrupt_images: list[str]
 
 
 class Outputs(NamedTuple):
@@ -126,10 +136,17 @@ def objective(outputs: Outputs, labels: torch.Tensor, config: LossConfig) -> Los
 
 
 def train(config: TrialConfig, context: TrialContext) -> TrainingResult:
-    """Train one trial from its last state, or from the start, to its end.
+    """Train one trial from its newest state, or from the start, to its end.
+
+    A state is saved after each epoch, every `context.state_seconds` within one, and when asked to stop. A trial
+    whose finished model is there is not trained again.
 
     Raises:
         NonFiniteLossError: the loss became infinite or NaN.
+        trainers.context.Interrupted: `context.stopping` became true; the state is saved.
+        TrainingMemoryError: a step needed more memory than there is.
+        trainers.checkpoint.StateError: a state could not be written.
+        OSError: the history or the model could not be written.
         trainers.data.datasets.DataError: the data is not where the config says.
         ValueError: the global batch does not divide over the workers and the parts of the gradient cache,
             or exceeds the data.
@@ -140,6 +157,9 @@ def train(config: TrialConfig, context: TrialContext) -> TrainingResult:
             f"batch_size: got {config.batch_size}, takes a multiple of workers x gradient_cache = {pieces}"
         )
     make_reproducible(config, context)
+    states = context.directory / "checkpoints"
+    if finished := _finished(states, config, context):
+        return finished
     dataset = load_dataset(config.data)
     loader = ViewLoader(
         dataset, config, context.rank, context.world_size, context.device, context.loader_processes
@@ -147,62 +167,141 @@ def train(config: TrialConfig, context: TrialContext) -> TrainingResult:
     model = build_model(config, dataset, context)
     optimizer = build_optimizer(config.optimizer, model.parameters())
     scaler = torch.amp.GradScaler(context.device.type, enabled=config.precision == "fp16")
-    states = context.directory / "checkpoints"
-    progress = checkpoint.load_state(states, model, optimizer, scaler)
+    trial = config.model_dump(mode="json")
+    progress = checkpoint.load_state(states, model, optimizer, scaler, _note_on_rank_0(context))
+    writer = StateWriter(states, context.guard)
     parallel = _parallelise(model, context)
     cast = partial(autocast, config.precision, context.device)
-    watch = CollapseWatch(config, context, not model.head.evaluates_to_r, progress.epoch)
+    watch = CollapseWatch(config, context, not model.head.evaluates_to_r, progress.epoch, progress.partial)
+    corrupt = CorruptImages(
+        dataset.train, dataset.root, context.corrupt_images, context.note, progress.corrupt
+    )
+    pace = Pace(context)
 
-    while progress.epoch < config.epochs:
-        started = time.perf_counter()
-        totals = _Totals(context.device)
-        for batch, (view1, view2, labels) in enumerate(loader.epoch(progress.epoch)):
-            lr = learning_rate(
-                progress.step,
-                base_lr=config.optimizer.lr,
-                epochs=config.epochs,
-                steps_per_epoch=loader.steps_per_epoch,
-                warmup_epochs=config.schedule.warmup_epochs,
-                final_factor=config.schedule.final_factor,
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.zero_grad(set_to_none=True)
-            compare = partial(objective, labels=labels, config=config.loss)
-            if config.gradient_cache > 1:
-                outputs, losses = backward_in_parts(
-                    parallel, (view1, view2), progress.step, config.gradient_cache, compare, scaler, cast
+    with writer, _naming_the_step(progress):
+        while progress.epoch < config.epochs:
+            started = time.perf_counter() - progress.seconds
+            totals = _Totals(context, progress.partial)
+            first = progress.step - progress.epoch * loader.steps_per_epoch
+            batches = enumerate(loader.epoch(progress.epoch, first), start=first)
+            for batch, (view1, view2, labels) in batches:
+                corrupt.add(loader.corrupt)
+                lr = learning_rate(
+                    progress.step,
+                    base_lr=config.optimizer.lr,
+                    epochs=config.epochs,
+                    steps_per_epoch=loader.steps_per_epoch,
+                    warmup_epochs=config.schedule.warmup_epochs,
+                    final_factor=config.schedule.final_factor,
                 )
-            else:
-                with cast():
-                    outputs = parallel(view1, view2, progress.step)
-                    losses = compare(outputs)
-                scaler.scale(losses.total).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            totals.add(batch, losses, labels)
-            watch.see(outputs.r1, outputs.z1)
-            progress.step += 1
-        metrics = totals.reduce(context, progress.step - loader.steps_per_epoch)
-        metrics |= watch.measure(progress.epoch)
-        metrics |= {"epoch": progress.epoch, "lr": lr}
-        seconds = time.perf_counter() - started
-        metrics |= {
-            "seconds": seconds,
-            "images_per_second": loader.steps_per_epoch * config.batch_size / seconds,
-        }
-        progress.epoch += 1
-        progress.history.append(metrics)
-        if context.rank == 0:
-            _write_history(context.directory, progress)
-            checkpoint.save_state(states, config.model_dump(mode="json"), progress, model, optimizer, scaler)
-        context.report(metrics)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                optimizer.zero_grad(set_to_none=True)
+                compare = partial(objective, labels=labels, config=config.loss)
+                if config.gradient_cache > 1:
+                    outputs, losses = backward_in_parts(
+                        parallel, (view1, view2), progress.step, config.gradient_cache, compare, scaler, cast
+                    )
+                else:
+                    with cast():
+                        outputs = parallel(view1, view2, progress.step)
+                        losses = compare(outputs)
+                    scaler.scale(losses.total).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                totals.add(batch, losses, labels)
+                watch.see(outputs.r1, outputs.z1)
+                progress.step += 1
+                context.beat(f"step {progress.step}")
+                wish = pace.wish()
+                if wish != "go on" and batch + 1 < loader.steps_per_epoch:
+                    progress.seconds = time.perf_counter() - started
+                    progress.corrupt = corrupt.met()
+                    progress.partial = totals.state() | watch.state()
+                    if context.rank == 0:
+                        writer.save(checkpoint.snapshot(trial, progress, model, optimizer, scaler))
+                    pace.saved()
+                    if wish == "stop":
+                        _stop(progress, writer, context)
+            metrics = totals.reduce(context, progress.step - loader.steps_per_epoch)
+            metrics |= watch.measure(progress.epoch)
+            metrics |= {"epoch": progress.epoch, "lr": lr}
+            progress.corrupt = corrupt.met()
+            if progress.corrupt:
+                metrics["corrupt_images"] = len(progress.corrupt)
+            seconds = time.perf_counter() - started
+            metrics |= {
+                "seconds": seconds,
+                "images_per_second": loader.steps_per_epoch * config.batch_size / seconds,
+            }
+            progress.epoch += 1
+            progress.history.append(metrics)
+            progress.seconds, progress.partial = 0.0, {}
+            if context.rank == 0:
+                context.guard()
+                _write_history(context.directory, progress.history)
+                writer.save(checkpoint.snapshot(trial, progress, model, optimizer, scaler))
+            pace.saved()
+            context.report(metrics)
+            if wish == "stop" and progress.epoch < config.epochs:
+                _stop(progress, writer, context)
 
-    model_path = states / MODEL
-    if context.rank == 0:
-        checkpoint.save_model(states, config.model_dump(mode="json"), model)
     fingerprint = dataset.fingerprint() if context.rank == 0 else ""
-    return TrainingResult(progress.history[-1], progress.history, model_path, fingerprint)
+    result = TrainingResult(
+        progress.history[-1], progress.history, states / MODEL, fingerprint, progress.corrupt
+    )
+    if context.rank == 0:
+        context.guard()
+        checkpoint.save_model(states, trial, model, _told(result))
+    return result
+
+
+@contextmanager
+def _naming_the_step(progress: Progress) -> Iterator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if type(error) is RuntimeError and "can't allocate memory" not in str(error):
+            raise
+        raise TrainingMemoryError(
+            f"out of memory at step {progress.step}; lower batch_size or raise gradient_cache"
+        ) from error
+
+
+def _stop(progress: Progress, writer: StateWriter, context: TrialContext) -> NoReturn:
+    writer.wait()
+    if context.world_size > 1:
+        torch.distributed.barrier()  # a rank that ends may take the others with it
+    raise Interrupted(f"stopped at step {progress.step}")
+
+
+def _told(result: TrainingResult) -> dict[str, Any]:
+    return {
+        "history": result.history,
+        "fingerprint": result.dataset_fingerprint,
+        "corrupt": result.corrupt_images,
+    }
+
+
+def _finished(states: Path, config: TrialConfig, context: TrialContext) -> TrainingResult | None:
+    """The result of a training that ended and was not recorded, or whose record was lost; from its model's file."""
+    try:
+        told = checkpoint.told_of_model(states)
+    except DamagedError as error:
+        if context.rank == 0:
+            checkpoint.set_aside(states / MODEL)
+            context.note(f"{MODEL} {error}; set aside, the trial is trained again")
+        return None
+    if told is None or len(told["history"]) != config.epochs:
+        return None
+    if context.rank == 0:
+        _write_history(context.directory, told["history"])
+    history = told["history"]
+    return TrainingResult(history[-1], history, states / MODEL, told["fingerprint"], told["corrupt"])
+
+
+def _note_on_rank_0(context: TrialContext) -> Callable[[str], None] | None:
+    return context.note if context.rank == 0 else None
 
 
 def build_model(config: TrialConfig, dataset: Dataset, context: TrialContext) -> ContrastiveModel:
@@ -255,18 +354,38 @@ def _mean_labelled(labels: torch.Tensor) -> torch.Tensor:
     return count.clamp(min=1)
 
 
-def _write_history(directory: Path, progress: Progress) -> None:
-    lines = [json.dumps(entry) for entry in progress.history]
+def _write_history(directory: Path, history: list[dict[str, float]]) -> None:
+    lines = [json.dumps(entry) for entry in history]
     write_atomically(directory / HISTORY, "\n".join(lines) + "\n")
 
 
 class _Totals:
     """One epoch's sums, kept on the device so that no step waits for the host."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # contrastive loss, correct, labelled
+    def __init__(self, context: TrialContext, before: dict[str, torch.Tensor]) -> None:
+        """Args: before: of `state`, of as many ranks as there are now or another number; or empty."""
+        self._context = context
+        # contrastive loss, correct, labelled; the first step of the epoch whose loss was not finite; batches
+        self.sums = torch.zeros(3, dtype=torch.float64, device=context.device)
+        self.first_bad = torch.full((), torch.inf, dtype=torch.float64, device=context.device)
         self.batches = 0
-        self.first_bad = torch.full((), torch.inf, dtype=torch.float64, device=device)
+        if "sums" not in before:
+            return
+        sums, self.batches = before["sums"], int(before["batches"])
+        if len(sums) == context.world_size:
+            self.sums += sums[context.rank].to(context.device)
+        elif context.rank == 0:  # another number of ranks: the loss is summed as a mean over them
+            ranks = torch.tensor([context.world_size / len(sums), 1, 1], dtype=torch.float64)
+            self.sums += (sums.sum(0).cpu() * ranks).to(context.device)
+        self.first_bad = before["first_bad"].to(context.device)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a state within an epoch keeps: sums (W, 3), first_bad (), batches (). Called by all ranks."""
+        sums, first_bad = self.sums[None], self.first_bad.clone()
+        if self._context.world_size > 1:
+            sums = gather_rows(sums)
+            torch.distributed.all_reduce(first_bad, op=torch.distributed.ReduceOp.MIN)
+        return {"sums": sums, "first_bad": first_bad, "batches": torch.tensor(self.batches)}
 
     def add(self, batch: int, losses: Losses, labels: torch.Tensor) -> None:
         counts = losses.correct.double(), (labels >= 0).sum().double()

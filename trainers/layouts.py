@@ -24,7 +24,6 @@ from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
@@ -107,7 +106,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def _from_safetensors(path: Path) -> Checkpoint:
     try:
         tensors, metadata = checkpoint.read(path)
-    except (SafetensorError, OSError) as error:
+    except (checkpoint.DamagedError, OSError) as error:
         raise CheckpointError(f"{path}: not readable as safetensors ({_first_line(error)})") from None
     try:
         trial = TrialConfig.model_validate_json(metadata["trial"]) if "trial" in metadata else None

@@ -5,18 +5,32 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from trainers import checkpoint
-from trainers.checkpoint import Progress, load_state, read, save_model, save_state
+from trainers.checkpoint import (
+    DamagedError,
+    Progress,
+    StateError,
+    StateWriter,
+    load_state,
+    read,
+    save_model,
+    snapshot,
+    told_of_model,
+    write_state,
+)
 from trainers.config import AdamW, Lars, Sgd
-from trainers.files import MODEL, STATE
+from trainers.files import MODEL
 from trainers.lars import build_optimizer
 
 OPTIMIZERS = {
@@ -24,6 +38,7 @@ OPTIMIZERS = {
     "sgd": Sgd(kind="sgd", lr=0.1),
     "adamw": AdamW(kind="adamw", lr=0.1),
 }
+STATE = "state-000000006.safetensors"
 PROGRESS = Progress(epoch=2, step=6, history=[{"loss": 0.1}, {"loss": 1 / 3}])
 
 
@@ -50,7 +65,7 @@ class Training:
         self.scaler.update()
 
     def save(self, folder: Path, progress: Progress = PROGRESS) -> Path:
-        return save_state(folder, {"seed": 5}, progress, self.model, self.optimizer, self.scaler)
+        return write_state(folder, snapshot({"seed": 5}, progress, self.model, self.optimizer, self.scaler))
 
     def load(self, folder: Path) -> Progress:
         return load_state(folder, self.model, self.optimizer, self.scaler)
@@ -96,7 +111,7 @@ def test_without_a_state_training_starts_at_its_beginning(tmp_path: Path) -> Non
     assert Training().load(tmp_path) == Progress(epoch=0, step=0, history=[])
 
 
-def test_a_write_that_fails_leaves_the_previous_state_and_its_leftover_is_reused(
+def test_a_write_that_fails_leaves_the_previous_state_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = Training(steps=1)
@@ -109,12 +124,90 @@ def test_a_write_that_fails_leaves_the_previous_state_and_its_leftover_is_reused
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", lambda tensors, path, metadata: full(path))
         with pytest.raises(OSError, match="no space left"):
-            training.save(tmp_path, Progress(epoch=9))
+            training.save(tmp_path, Progress(epoch=9, step=6))
     assert Training().load(tmp_path) == PROGRESS
-    assert len(list(tmp_path.iterdir())) == 2
-    training.save(tmp_path, Progress(epoch=9))
+    assert [path.name for path in tmp_path.iterdir()] == [STATE]
+    training.save(tmp_path, Progress(epoch=9, step=6))
     assert Training().load(tmp_path).epoch == 9
     assert [path.name for path in tmp_path.iterdir()] == [STATE]
+
+
+def test_the_two_newest_states_are_kept(tmp_path: Path) -> None:
+    training = Training(steps=1)
+    for step in (3, 5, 9, 12):
+        training.save(tmp_path, Progress(step=step))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "state-000000009.safetensors",
+        "state-000000012.safetensors",
+    ]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
+def test_any_altered_byte_and_any_cut_is_found(tmp_path: Path, where: float, bit: int, cut: bool) -> None:
+    good = Training(steps=1).save(tmp_path).read_bytes()
+    content, place = bytearray(good), int(where * len(good))
+    content[place] ^= 1 << bit
+    hurt = tmp_path / "hurt.safetensors"
+    hurt.write_bytes(good[:place] if cut else content)
+    try:
+        tensors, metadata = read(hurt)
+    except DamagedError:
+        return
+    # a changed space between the header's fields says the same
+    same, told = read(tmp_path / STATE)
+    assert metadata == told
+    assert all(torch.equal(tensors[name], same[name]) for name in same)
+    assert tensors.keys() == same.keys()
+
+
+def test_a_state_that_cannot_be_written_is_told_where_the_training_can_act(tmp_path: Path) -> None:
+    training = Training(steps=1)
+    state = snapshot({}, PROGRESS, training.model, training.optimizer, training.scaler)
+    (tmp_path / "file").touch()
+    with pytest.raises(StateError), StateWriter(tmp_path / "file" / "folder", lambda: None) as writer:
+        writer.save(state)
+
+
+def test_a_state_that_does_not_fit_is_told_with_its_step_and_the_last_good_one(tmp_path: Path) -> None:
+    training = Training(steps=1)
+    size = training.save(tmp_path).stat().st_size
+    state = snapshot({}, Progress(step=9), training.model, training.optimizer, training.scaler)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))  # as a full disk, the kernel refuses
+    try:
+        with pytest.raises(StateError) as error, StateWriter(tmp_path, lambda: None) as writer:
+            writer.save(state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(error.value) == (
+        f"{tmp_path}: the state of step 9 cannot be written (File too large); make room or the folder "
+        "writable, and the same command goes on from step 6"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == [STATE]
+
+
+def test_the_first_error_is_told_not_that_of_a_state_under_way(tmp_path: Path) -> None:
+    training = Training(steps=1)
+    state = snapshot({}, PROGRESS, training.model, training.optimizer, training.scaler)
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(KeyError, match="first"),
+        StateWriter(tmp_path / "file", lambda: None) as writer,
+    ):
+        _ = writer.save(state), {}["first"]
+
+
+def test_training_goes_on_while_a_state_is_written_and_does_not_reach_into_it(tmp_path: Path) -> None:
+    training, allowed = Training(steps=1), threading.Event()
+    before = {name: tensor.clone() for name, tensor in training.model.state_dict().items()}
+    with StateWriter(tmp_path, lambda: allowed.wait(10) or None) as writer:
+        writer.save(snapshot({}, PROGRESS, training.model, training.optimizer, training.scaler))
+        training.step(1)
+        assert not list(tmp_path.iterdir())
+        allowed.set()
+    written, _ = read(tmp_path / STATE)
+    assert all(torch.equal(written[f"model.{name}"], tensor) for name, tensor in before.items())
 
 
 def test_a_state_is_on_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +220,8 @@ def test_a_state_is_on_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(os, "fsync", watched)
     Training().save(tmp_path)
-    assert names == [[f".{STATE}.partial"]]
+    partial = f".{STATE}.{os.getpid()}"
+    assert names == [[partial], [STATE]]  # the file before it is named, and then its name
 
 
 class Bomb:
@@ -141,8 +235,9 @@ class Bomb:
 @pytest.mark.parametrize("write", [lambda bomb, path: path.write_bytes(pickle.dumps(bomb)), torch.save])
 def test_a_file_that_is_no_safetensors_is_refused_and_never_unpickled(tmp_path: Path, write: Any) -> None:
     write(Bomb(tmp_path / "exploded"), tmp_path / STATE)
-    with pytest.raises(SafetensorError):
-        Training().load(tmp_path)
+    with pytest.raises(DamagedError, match="no file of ours"):
+        read(tmp_path / STATE)
+    assert Training().load(tmp_path) == Progress()
     assert not (tmp_path / "exploded").exists()
 
 
@@ -157,7 +252,8 @@ def test_metadata_say_what_was_trained_and_how_far(tmp_path: Path) -> None:
 
 def test_a_finished_model_is_its_state_dict_alone(tmp_path: Path) -> None:
     training = Training(steps=1)
-    path = save_model(tmp_path, {"seed": 5}, training.model)
+    path = save_model(tmp_path, {"seed": 5}, training.model, {"history": [1]})
+    assert told_of_model(tmp_path) == {"history": [1]}
     assert path == tmp_path / MODEL
     tensors, metadata = read(path)
     assert json.loads(metadata["trial"]) == {"seed": 5}

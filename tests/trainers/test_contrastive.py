@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from tiny import tiny_trial
 from trainers import NUMERICS_VERSION
 from trainers.checkpoint import read
 from trainers.config import TrialConfig
-from trainers.context import TrialContext
+from trainers.context import Interrupted, TrialContext
 from trainers.contrastive import (
     Losses,
     NonFiniteLossError,
+    TrainingMemoryError,
     TrainingResult,
     _Totals,
     build_model,
@@ -30,7 +32,7 @@ from trainers.contrastive import (
 from trainers.data.datasets import load_dataset
 from trainers.data.loader import ViewLoader
 from trainers.distributed import world
-from trainers.files import HISTORY, MODEL, STATE
+from trainers.files import HISTORY, MODEL, SPECTRA, STATES
 
 TIMINGS = {"seconds", "images_per_second"}
 
@@ -182,12 +184,157 @@ def test_a_training_cut_off_after_an_epoch_ends_as_if_nothing_had_happened(
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def _stop_at(folder: Path, config: TrialConfig, steps: list[int], watched: int) -> None:
+    """Train, asked to stop after each of the given steps; alone or on a rank. All that is left is on disk."""
+    rank, world_size = world()
+    folder.mkdir(parents=True, exist_ok=True)
+    done = [0]
+    fields: dict[str, Any] = {"rank": rank, "world_size": world_size, "watched_images": watched}
+    beat = lambda where: done.__setitem__(0, int(where.split()[1]))  # noqa: E731
+    for step in steps:
+        context = TrialContext(
+            directory=folder,
+            beat=beat,
+            stopping=lambda step=step: done[0] >= step,
+            state_seconds=1e-9,
+            **fields,
+        )
+        with pytest.raises(Interrupted):
+            train(config, context)
+    train(config, TrialContext(directory=folder, **fields))
+
+
+@pytest.mark.parametrize(
+    ("world_size", "steps", "changes"),
+    [
+        (1, [1], {}),
+        (1, [2, 3, 5, 6, 7], {"head": {"kind": "dropout", "d0": 7}}),
+        (1, [6], {"gradient_cache": 2, "precision": "fp16"}),
+        (1, [3, 7], {"optimizer": {"kind": "adamw", "lr": 0.01}, "online_probe": False}),
+        (2, [2, 6], {"head": {"kind": "dropout", "d0": 7}}),
+        (2, [3], {"gradient_cache": 2}),
+    ],
+    ids=["first step", "many steps", "parts", "adamw", "2 ranks", "2 ranks, parts"],
+)
+@pytest.mark.parametrize("watched", [1024, 100])
+def test_a_training_stopped_within_an_epoch_ends_as_if_nothing_had_happened(
+    tmp_path: Path, world_size: int, steps: list[int], changes: dict[str, Any], watched: int
+) -> None:
+    config = tiny_trial(**changes)
+    for folder, stops in (("undisturbed", []), ("resumed", steps)):
+        if world_size == 1:
+            _stop_at(tmp_path / folder, config, stops, watched)
+        else:
+            run_ranks(_stop_at, world_size, tmp_path / folder, config, stops, watched)
+    (a, undisturbed), (b, resumed) = (left_in(tmp_path / folder) for folder in ("undisturbed", "resumed"))
+    assert resumed == undisturbed
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    spectra = [(tmp_path / folder / SPECTRA).read_text() for folder in ("undisturbed", "resumed")]
+    assert spectra[0] == spectra[1]
+
+
+def test_a_state_of_two_ranks_goes_on_alone(tmp_path: Path) -> None:
+    config = tiny_trial(precision="float64")
+    run_ranks(_stop_once, 2, tmp_path / "resumed", config)
+    trained(tmp_path / "resumed", config)
+    trained(tmp_path / "undisturbed", config)
+    (a, undisturbed), (b, resumed) = (left_in(tmp_path / folder) for folder in ("undisturbed", "resumed"))
+    for one, two in zip(undisturbed, resumed, strict=True):
+        assert two == pytest.approx(one, rel=1e-9)
+    assert all(torch.allclose(a[name], b[name], rtol=1e-8, atol=1e-12) for name in a)
+
+
+def _stop_once(folder: Path, config: TrialConfig) -> None:
+    rank, world_size = world()
+    folder.mkdir(parents=True, exist_ok=True)
+    context = TrialContext(
+        directory=folder, rank=rank, world_size=world_size, stopping=lambda: True, state_seconds=1e-9
+    )
+    with pytest.raises(Interrupted):
+        train(config, context)
+
+
+def test_a_damaged_state_is_set_aside_and_the_one_before_it_used(tmp_path: Path) -> None:
+    config = tiny_trial(epochs=3)
+    _cut_off(tmp_path / "undisturbed", config, 0)
+    (tmp_path / "hurt").mkdir()
+    with pytest.raises(Killed):
+        train(config, TrialContext(directory=tmp_path / "hurt", report=_kill_after(2)))
+    _, newest = sorted((tmp_path / "hurt" / "checkpoints").glob(STATES))
+    content = bytearray(newest.read_bytes())
+    content[-5] ^= 1  # one bit of a weight
+    newest.write_bytes(content)
+    notes: list[str] = []
+    train(config, TrialContext(directory=tmp_path / "hurt", note=notes.append))
+    assert len(notes) == 1
+    assert f"{newest.name} was altered" in notes[0]
+    assert "goes on from step 4" in notes[0]
+    assert newest.with_name(f"{newest.name}.damaged").read_bytes() == content
+    (a, undisturbed), (b, resumed) = (left_in(tmp_path / folder) for folder in ("undisturbed", "hurt"))
+    assert resumed == undisturbed
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def _kill_after(reports: int) -> Callable[[dict[str, float]], None]:
+    left = [reports]
+
+    def report(metrics: dict[str, float]) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise Killed
+
+    return report
+
+
+def test_a_training_of_one_step_an_epoch_can_be_stopped(tmp_path: Path) -> None:
+    config = tiny_trial(batch_size=256, epochs=3)
+    with pytest.raises(Interrupted, match="step 1"):
+        trained(tmp_path, config, stopping=lambda: True)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["state-000000001.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA"), MemoryError(), RuntimeError("can't allocate memory: 9 bytes")]
+)
+def test_a_training_that_runs_out_of_memory_names_the_step_and_what_takes_less(
+    tmp_path: Path, error: Exception
+) -> None:
+    def beat(where: str) -> None:
+        if where == "step 3":
+            raise error
+
+    with pytest.raises(TrainingMemoryError, match="out of memory at step 3; lower batch_size"):
+        trained(tmp_path, tiny_trial(), beat=beat)
+
+
+def test_a_damaged_model_is_set_aside_and_trained_again(tmp_path: Path) -> None:
+    config = tiny_trial()
+    first = trained(tmp_path, config)
+    weights = {name: tensor.clone() for name, tensor in read(first.model_path)[0].items()}
+    for state in (tmp_path / "checkpoints").glob(STATES):
+        state.unlink()
+    first.model_path.write_bytes(first.model_path.read_bytes()[:-100])
+    again = trained(tmp_path, config)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in read(again.model_path)[0].items())
+    assert list((tmp_path / "checkpoints").glob("*.damaged"))
+
+
+def test_nobody_writes_who_was_told_not_to(tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise PermissionError("taken over")
+
+    with pytest.raises(PermissionError, match="taken over"):
+        train(tiny_trial(), TrialContext(directory=tmp_path, guard=refuse))
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not (tmp_path / HISTORY).exists()
+
+
 def test_a_finished_but_uncommitted_training_is_not_repeated(tmp_path: Path) -> None:
     config = tiny_trial()
     first = trained(tmp_path, config)
     reports: list[dict[str, float]] = []
     again = trained(tmp_path, config, report=reports.append)
-    assert (tmp_path / "checkpoints" / STATE).exists()
+    assert list((tmp_path / "checkpoints").glob(STATES))
     assert reports == []
     assert again.history == first.history
 
@@ -238,7 +385,7 @@ def _non_finite_on_rank(folder: Path, config: TrialConfig) -> tuple[str, str]:
     context = TrialContext(directory=folder, rank=rank, world_size=world_size)
     with pytest.raises(NonFiniteLossError) as whole:
         train(config, context)
-    totals = _Totals(context.device)
+    totals = _Totals(context, {})
     for batch in range(4):
         bad = torch.tensor(torch.nan if (rank, batch) == (1, 2) else 1.0)
         totals.add(batch, Losses(bad, bad, torch.tensor(0)), torch.tensor([0]))

@@ -20,6 +20,7 @@ from trainers.config import (
     TrialConfig,
     ViewConfig,
 )
+from trainers.data.corrupt import CorruptImages
 from trainers.data.datasets import DataError, Dataset, Split, load_dataset
 from trainers.data.draws import crop_boxes, draw
 from trainers.data.loader import ViewLoader, evaluation_batches, load_image
@@ -247,27 +248,86 @@ def test_a_batch_that_does_not_divide_or_exceeds_the_data_is_refused() -> None:
         ViewLoader(in_memory(7), trial("batched"))
 
 
+def _folder_with_bad_images(root: Path, good: int = 4) -> TrialConfig:
+    for part in ("train", "val"):
+        for shade, name in ((40, "a"), (200, "b")):
+            (root / part / name).mkdir(parents=True)
+            for number in range(good):
+                Image.new("RGB", (20, 20), (shade + number, shade, shade)).save(
+                    root / part / name / f"{number}.png"
+                )
+        (root / part / "a" / "1.png").write_bytes(b"\x89PNG no image")
+        (root / part / "b" / f"{good - 1}.png").write_bytes(b"")
+    return trial("per_image", folder_config(root), batch=2)
+
+
 @pytest.mark.parametrize("processes", [0, 2])
-def test_an_undecodable_image_is_named_in_one_line(tmp_path: Path, processes: int) -> None:
+def test_for_an_undecodable_image_stands_the_next_of_its_class(tmp_path: Path, processes: int) -> None:
+    config = _folder_with_bad_images(tmp_path)
+    dataset = load_dataset(config.data)
+    loader = ViewLoader(dataset, config, loader_processes=processes)
+    whole = list(loader.epoch(0))
+    assert loader.corrupt == {1, 7}
+    ranks = [ViewLoader(dataset, config, rank, 2, loader_processes=processes) for rank in range(2)]
+    parts = [list(rank.epoch(0)) for rank in ranks]
+    assert set.union(*(rank.corrupt for rank in ranks)) == {1, 7}
+    for batch, shares in zip(whole, zip(*parts, strict=True), strict=True):
+        assert all(
+            torch.equal(x, torch.cat(y)) for x, y in zip(batch, zip(*shares, strict=True), strict=True)
+        )
+    met: set[int] = set()
+    batches = evaluation_batches(dataset, "validation", config.data, 3, "cpu", processes, met.update)
+    images, labels = (torch.cat(part) for part in zip(*batches, strict=True))
+    assert met == {1, 7}
+    assert labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert torch.equal(images[1], images[2])
+    assert torch.equal(images[7], images[4])  # around, within the class
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_class_without_a_decodable_image_is_named_in_one_line(tmp_path: Path, processes: int) -> None:
     for part in ("train", "val"):
         (tmp_path / part / "a").mkdir(parents=True)
-        (tmp_path / part / "a" / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0 no image")
-        Image.new("RGB", (20, 20)).save(tmp_path / part / "a" / "good.jpg")
+        for name in ("bad.jpg", "worse.jpg"):
+            (tmp_path / part / "a" / name).write_bytes(b"\xff\xd8\xff\xe0 no image")
     config = trial("per_image", folder_config(tmp_path), batch=2)
     dataset = load_dataset(config.data)
     with pytest.raises(DataError) as caught:
         list(ViewLoader(dataset, config, loader_processes=processes).epoch(0))
-    assert "bad.jpg: cannot be decoded" in str(caught.value)
+    assert "bad.jpg: cannot be decoded" in str(caught.value) or "worse.jpg: cannot" in str(caught.value)
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match=r"bad\.jpg"):
         list(evaluation_batches(dataset, "validation", config.data, 2, "cpu", processes))
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_root_that_vanishes_is_no_corrupt_image(tmp_path: Path, processes: int) -> None:
+    root = tmp_path / "data"
+    config = _folder_with_bad_images(root)
+    dataset = load_dataset(config.data)
+    root.rename(tmp_path / "elsewhere")
+    with pytest.raises(
+        DataError, match=r"cannot be read \(No such file or directory\); bring data.root back"
+    ):
+        list(ViewLoader(dataset, config, loader_processes=processes).epoch(0))
+
+
+def test_more_undecodable_images_than_allowed_end_the_work_and_are_named(tmp_path: Path) -> None:
+    dataset = load_dataset(_folder_with_bad_images(tmp_path).data)
+    notes: list[str] = []
+    allowed = CorruptImages(dataset.train, dataset.root, 2, notes.append, ["a/0.png"])
+    allowed.add({1})
+    assert allowed.met() == ["a/0.png", "train/a/1.png"]
+    assert notes == ["train/a/1.png cannot be decoded; an image of its class stands in for it"]
+    with pytest.raises(DataError, match=r"3 images cannot be decoded .* limits\.corrupt_images = 2"):
+        allowed.add({1, 7})
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "I;16"])
 def test_images_of_any_colour_mode_are_decoded_to_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("image.tif" if mode in ("CMYK", "I;16") else "image.png")
     Image.new(mode, (5, 4)).save(path)
-    image = load_image(Split(None, [str(path)], torch.zeros(1, dtype=torch.int64)), 0)
+    image = load_image(Split(None, [str(path)], torch.zeros(1, dtype=torch.int64)), 0, set())
     assert (image.shape, image.dtype) == ((3, 4, 5), torch.uint8)
 
 

@@ -62,6 +62,11 @@ class CropLoader:
         crops = _Crops(dataset, trial, only_crops, self.device if in_place else None)
         self._fetch = Fetcher(crops, 0 if in_place else loader_processes, on_accelerator)
 
+    @property
+    def corrupt(self) -> set[int]:
+        """Numbers of the images that could not be decoded so far; others of their class stood in for them."""
+        return self._fetch.corrupt
+
     def epoch(self, epoch: int, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Crops float32 (b, C, S, S), normalised, and labels int64 (b,).
 
@@ -69,7 +74,7 @@ class CropLoader:
             order: int64, numbers below `count`: which labelled images, in which order.
 
         Raises:
-            DataError: an image cannot be decoded.
+            DataError: images are gone, or none of a class can be decoded.
         """
         batches = self._labelled[order].split(batch_size)
         for images, labels in self._fetch((epoch, rows) for rows in batches):
@@ -96,6 +101,7 @@ class _Crops:
         self.batched = BatchedAugment(augment, size, dataset.mean, dataset.std, "bilinear")
         self.per_image = PerImageAugment(augment, size, "bilinear")
         self._draws: tuple[int, Draws | None] = (-1, None)
+        self.corrupt: set[int] = set()
 
     def __call__(self, position: tuple[int, Tensor]) -> tuple[Tensor, Tensor]:
         epoch, rows = position
@@ -120,7 +126,9 @@ class _Crops:
         return torch.stack(
             [
                 self.per_image(
-                    load_image(self.split, index), generator(self.seed, "augment", epoch, index), ViewConfig()
+                    load_image(self.split, index, self.corrupt),
+                    generator(self.seed, "augment", epoch, index),
+                    ViewConfig(),
                 )
                 for index in rows.tolist()
             ]

@@ -6,6 +6,7 @@ step) or (seed, epoch, image). A rank computes its rows of the global batch and 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
@@ -71,11 +72,16 @@ class ViewLoader:
         self._mean, self._std = dataset.mean, dataset.std
         self._fetch = Fetcher(self._views, 0 if in_place else loader_processes, on_accelerator)
 
+    @property
+    def corrupt(self) -> set[int]:
+        """Numbers of the images that this rank could not decode so far; others of their class stood in for them."""
+        return self._fetch.corrupt
+
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Batches of one epoch from `start_step` on: views (b, C, S, S) twice, labels int64 (b,).
 
         Raises:
-            DataError: an image cannot be decoded.
+            DataError: images are gone, or none of a class can be decoded.
         """
         for batch in self._fetch((epoch, step) for step in range(start_step, self.steps_per_epoch)):
             view1, view2, labels = (part.to(self.device, non_blocking=True) for part in batch)
@@ -102,6 +108,7 @@ class _Views:
         self.batched = BatchedAugment(config.augment, size, dataset.mean, dataset.std)
         self.per_image = PerImageAugment(config.augment, size)
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+        self.corrupt: set[int] = set()
 
     def __call__(self, position: tuple[int, int]) -> Batch:
         epoch, step = position
@@ -135,41 +142,72 @@ class _Views:
         augment = self.config.augment
         views: list[list[Tensor]] = [[], []]
         for index in chosen.tolist():
-            image = load_image(self.split, index)
+            image = load_image(self.split, index, self.corrupt)
             for number, view in enumerate((augment.view1, augment.view2), start=1):
                 source = generator(self.config.seed, "augment", epoch, index, number)
                 views[number - 1].append(self.per_image(image, source, view))
         return torch.stack(views[0]), torch.stack(views[1])
 
 
-def load_image(split: Split, index: int) -> Tensor:
+def load_image(split: Split, index: int, corrupt: set[int]) -> Tensor:
     """One image as uint8 (C, H, W); those on disk are decoded to RGB.
 
+    For one that cannot be decoded stands the next of its class that can: the same in every process and trial.
+
+    Args:
+        corrupt: gets the numbers of those that cannot be decoded.
+
     Raises:
-        DataError: the file cannot be decoded.
+        DataError: the file is gone or cannot be read, or no image of its class can be decoded.
     """
     if split.images is not None:
         return split.images[index]
     assert split.paths is not None
+    reason = ""
+    for other in _stand_ins(split, index):
+        path = split.paths[other]
+        try:
+            with Image.open(path) as image:
+                return V.pil_to_tensor(image.convert("RGB"))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # the file system's word, no decoder's
+                raise DataError(
+                    f"{path}: cannot be read ({os.strerror(error.errno)}); bring data.root back, and the same "
+                    "command goes on"
+                ) from None
+            corrupt.add(other)
+            reason = reason or (str(error).splitlines()[0] if str(error) else type(error).__name__)
     path = split.paths[index]
-    try:
-        with Image.open(path) as image:
-            return V.pil_to_tensor(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: cannot be decoded ({reason}); replace or remove it") from None
+    raise DataError(
+        f"{path}: cannot be decoded ({reason}), nor can others of its class; replace or remove it"
+    )
+
+
+def _stand_ins(split: Split, index: int) -> Iterator[int]:
+    """An image, and those that may stand in for it: of its class, from it on and around."""
+    yield index
+    label = split.labels[index]
+    for step in range(1, len(split)):
+        other = (index + step) % len(split)
+        if split.labels[other] == label:
+            yield other
 
 
 class Fetcher:
-    """Maps positions to batches in order, here or in processes that live as long as this object."""
+    """Maps positions to batches in order, here or in processes that live as long as this object.
 
-    def __init__(self, compute: Callable[[Any], Any], processes: int, pin_memory: bool) -> None:
-        self._compute = compute
+    Attributes:
+        corrupt: numbers of the images that `compute` could not decode, in whatever process: its own `corrupt`.
+    """
+
+    def __init__(self, compute: Any, processes: int, pin_memory: bool) -> None:
+        self._compute = _Lookup(compute)
         self._positions: list[Any] = []
+        self.corrupt: set[int] = set()
         self._loader: DataLoader[Any] | None = None
         if processes:
             self._loader = DataLoader(
-                _Lookup(compute),  # type: ignore[arg-type]
+                self._compute,  # type: ignore[arg-type]
                 batch_size=None,
                 sampler=_Replaceable(self._positions),
                 num_workers=processes,
@@ -181,26 +219,32 @@ class Fetcher:
 
     def __call__(self, positions: Iterable[Any]) -> Iterator[Any]:
         if self._loader is None:
-            yield from map(self._compute, positions)
-            return
-        self._positions[:] = positions
-        for result in self._loader:
+            results: Iterable[Any] = map(self._compute.__getitem__, positions)
+        else:
+            self._positions[:] = positions
+            results = self._loader
+        for result, corrupt in results:
             if isinstance(result, DataError):
                 raise result
+            self.corrupt.update(corrupt)
             yield result
 
 
 class _Lookup:
-    """The computation as a map-style data set; an error travels as a value, to stay one line."""
+    """The computation as a map-style data set; an error travels as a value, to stay one line.
 
-    def __init__(self, compute: Callable[[Any], Any]) -> None:
+    With each batch travels what could not be decoded for it.
+    """
+
+    def __init__(self, compute: Any) -> None:
         self.compute = compute
 
     def __getitem__(self, position: Any) -> Any:
+        self.compute.corrupt.clear()
         try:
-            return self.compute(position)
+            return self.compute(position), tuple(self.compute.corrupt)
         except DataError as error:
-            return error
+            return error, ()
 
 
 class _Replaceable:
@@ -223,11 +267,15 @@ def evaluation_batches(
     batch_size: int = 512,
     device: torch.device | str = "cpu",
     loader_processes: int = 0,
+    corrupt: Callable[[set[int]], None] = lambda met: None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Labelled images in their order, unaugmented: float32 (b, C, S, S) normalised, int64 labels (b,).
 
+    Args:
+        corrupt: told after each batch which images could not be decoded so far; others stood in for them.
+
     Raises:
-        DataError: an image cannot be decoded.
+        DataError: images are gone, or none of a class can be decoded.
     """
     part = dataset.train if split == "train" else dataset.validation
     device = torch.device(device)
@@ -238,6 +286,7 @@ def evaluation_batches(
     )
     labelled = (part.labels >= 0).nonzero().squeeze(1)
     for images, labels in fetch(labelled.split(batch_size)):
+        corrupt(fetch.corrupt)
         images = normalise(images.to(device, non_blocking=True), dataset.mean, dataset.std, torch.float32)
         yield images, labels.to(device, non_blocking=True)
 
@@ -251,9 +300,11 @@ class _Unaugmented:
     def __init__(self, split: Split, image_size: int) -> None:
         self.split = split
         self.image_size = image_size
+        self.corrupt: set[int] = set()
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         if self.split.images is not None:
             return evaluation_images(self.split.images[rows], self.image_size), self.split.labels[rows]
-        images = [evaluation_photo(load_image(self.split, i), self.image_size) for i in rows.tolist()]
+        photos = (load_image(self.split, index, self.corrupt) for index in rows.tolist())
+        images = [evaluation_photo(photo, self.image_size) for photo in photos]
         return torch.stack(images), self.split.labels[rows]

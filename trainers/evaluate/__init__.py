@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,13 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from trainers.config import EvaluationConfig, Knn, LinearProbe, Spectrum, SubvectorProbe, TrialConfig
+from trainers.data.corrupt import CorruptImages
 from trainers.data.crops import CropLoader
-from trainers.data.datasets import Dataset, load_dataset
+from trainers.data.datasets import Dataset, Split, load_dataset
 from trainers.data.loader import evaluation_batches
 from trainers.evaluate import knn, linear_probe, spectrum
 from trainers.evaluate.features import Features, extract, full_float32
 from trainers.evaluate.linear_probe import SgdProbe
-from trainers.evaluate.reference_probe import same_images, train_probes
+from trainers.evaluate.reference_probe import PROBE_STATES, ProbeStates, same_images, train_probes
+
+__all__ = ["PROBE_STATES", "EvaluationResult", "evaluate"]
 
 _Probe = tuple[LinearProbe, int | None]
 """A protocol and its resolved d0, None for the whole representation."""
@@ -40,6 +44,11 @@ def evaluate(
     device: torch.device | str,
     loader_processes: int = 0,
     dataset: Dataset | None = None,
+    corrupt_images: int = 0,
+    beat: Callable[[str], None] = lambda where: None,
+    note: Callable[[str], None] = lambda text: None,
+    states: Path | None = None,
+    guard: Callable[[], None] = lambda: None,
 ) -> Iterator[EvaluationResult]:
     """Run every evaluation on one extraction of the features; each result comes as soon as it is there.
 
@@ -52,6 +61,12 @@ def evaluate(
         trial: names the data, and the seed of the probes.
         evaluations: what to measure; results come in the same order.
         dataset: the trial's data, if it is loaded already.
+        corrupt_images: so many images of a split may be undecodable; another of its class stands in for each.
+        beat: told where the work stands, after each piece of it; what it raises ends the work.
+        note: told of images that cannot be decoded.
+        states: folder in which probes under the reference protocol keep a state after each epoch
+            (`PROBE_STATES`), to go on from; whoever keeps the results removes them. Without, they keep none.
+        guard: asked before each write into that folder; raises where this process must not.
 
     Raises:
         ValueError: a subvector probe's d0 is not resolved or exceeds D (at once), or kNN asks for more
@@ -62,7 +77,10 @@ def evaluate(
     d0s = [_probed_dim(trial, e) if isinstance(e, SubvectorProbe) else None for e in evaluations]
     wanted = list(zip(evaluations, d0s, strict=True))
     probes = [(e, d0) for e, d0 in wanted if isinstance(e, LinearProbe) and e.protocol == "reference"]
-    features = _SharedFeatures(trial, backbone, head, torch.device(device), loader_processes, dataset, probes)
+    watch = _Watch(corrupt_images, beat, note, states, guard)
+    features = _SharedFeatures(
+        trial, backbone, head, torch.device(device), loader_processes, dataset, probes, watch
+    )
     return _measured(wanted, features)
 
 
@@ -80,9 +98,21 @@ def _measured(
     evaluations: list[tuple[EvaluationConfig, int | None]], features: _SharedFeatures
 ) -> Iterator[EvaluationResult]:
     for evaluation, d0 in evaluations:
+        features.watch.beat(f"evaluation {evaluation.kind}")
         with full_float32():
             result = _MEASURES[type(evaluation)](evaluation, features, d0)
         yield result
+
+
+@dataclass(frozen=True)
+class _Watch:
+    """Who is told how an evaluation goes, as `evaluate` takes them."""
+
+    corrupt_images: int
+    beat: Callable[[str], None]
+    note: Callable[[str], None]
+    states: Path | None
+    guard: Callable[[], None]
 
 
 @dataclass
@@ -100,6 +130,7 @@ class _SharedFeatures:
     loader_processes: int
     given: Dataset | None
     reference_probes: list[_Probe]
+    watch: _Watch
     _trained: dict[_Probe, SgdProbe] = field(default_factory=dict)
 
     @cached_property
@@ -115,12 +146,24 @@ class _SharedFeatures:
         return self._extract("validation", self.head)
 
     def _extract(self, split: Literal["train", "validation"], head: nn.Module | None) -> Features:
+        part = self.dataset.train if split == "train" else self.dataset.validation
+        corrupt = self._corrupt(part)
         batches = evaluation_batches(
-            self.dataset, split, self.trial.data, 512, self.device, self.loader_processes
+            self.dataset, split, self.trial.data, 512, self.device, self.loader_processes, corrupt.add
         )
-        labels = (self.dataset.train if split == "train" else self.dataset.validation).labels
-        count = int((labels >= 0).sum())
-        return extract(self.backbone, head, batches, count, self.device, self._precision)
+        count = int((part.labels >= 0).sum())
+        told = self._told(batches, split)
+        features = extract(self.backbone, head, told, count, self.device, self._precision)
+        corrupt.met()
+        return features
+
+    def _told(self, batches: Iterator[tuple[Tensor, Tensor]], split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        for number, batch in enumerate(batches):
+            self.watch.beat(f"features of {split}, batch {number}")
+            yield batch
+
+    def _corrupt(self, part: Split) -> CorruptImages:
+        return CorruptImages(part, self.dataset.root, self.watch.corrupt_images, self.watch.note)
 
     @property
     def _precision(self) -> Literal["float64", "float32"]:
@@ -153,6 +196,9 @@ class _SharedFeatures:
                 self.dataset.num_classes,
                 self.trial.seed,
                 getattr(torch, self._precision),
+                self.watch.beat,
+                self._corrupt(self.dataset.train),
+                ProbeStates(self.watch.states, self.watch.guard) if self.watch.states else None,
             )
             self._trained |= dict(zip(together, trained, strict=True))
         return self._trained[probe]
@@ -162,7 +208,8 @@ def _measure_probe(config: LinearProbe, features: _SharedFeatures, d0: int | Non
     if config.protocol == "reference":
         result = features.trained((config, d0)).result
     else:
-        result = linear_probe.linear_probe(*features.labelled(d0), config, features.trial.seed)
+        seed, beat = features.trial.seed, features.watch.beat
+        result = linear_probe.linear_probe(*features.labelled(d0), config, seed, beat)
     metrics = {"top1": result.top1, "top5": result.top5, "loss": result.loss}
     if result.best_epoch is not None:
         metrics["best_epoch"] = float(result.best_epoch)

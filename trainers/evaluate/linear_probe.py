@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -50,10 +51,14 @@ def linear_probe(
     num_classes: int,
     config: LinearProbe,
     seed: int,
+    beat: Callable[[str], None] = lambda where: None,
 ) -> ProbeResult:
     """Fit on `train` (N, D), measure on `validation` (M, D). The same seed gives the same result.
 
     L-BFGS has no epochs, so it ignores `schedule` and `select`.
+
+    Args:
+        beat: told where the fit stands after each piece of it; what it raises ends the fit.
 
     Raises:
         FloatingPointError: the fit diverged.
@@ -61,7 +66,7 @@ def linear_probe(
     with torch.no_grad():
         if config.solver == "lbfgs":
             start = _initial_weights(num_classes, train.shape[1], seed)
-            weights, biases = _fit_lbfgs(train, train_labels, start, config)
+            weights, biases = _fit_lbfgs(train, train_labels, start, config, beat)
             _require_finite(weights, biases, config)
             return _measure(weights, biases, validation, validation_labels)
         probe = SgdProbe(config, validation, validation_labels, num_classes, seed)
@@ -70,6 +75,7 @@ def linear_probe(
             for rows in order.split(config.batch_size):
                 probe.step(train.index_select(0, rows), train_labels.index_select(0, rows), epoch)
             probe.end_epoch(epoch)
+            beat(f"{config.kind}, epoch {epoch + 1}")
         return probe.result
 
 
@@ -118,6 +124,26 @@ class SgdProbe:
         if self._result is None or measured.top1 > self._result.top1:
             self._result = replace(measured, best_epoch=epoch + 1 if best else None)
 
+    def state(self) -> dict[str, Tensor]:
+        """All that its training goes on from, between epochs."""
+        tensors = {"weights": self.weights, "biases": self.biases}
+        tensors |= {"weight_speed": self._weight_speed, "bias_speed": self._bias_speed}
+        if self._result is not None:
+            numbers = [self._result.top1, self._result.top5, self._result.loss, self._result.best_epoch or 0]
+            tensors["measured"] = torch.tensor(numbers, dtype=torch.float64)
+            tensors["correct"] = torch.from_numpy(self._result.correct)
+        return tensors
+
+    def put_back(self, state: dict[str, Tensor]) -> None:
+        """Go on from a `state`."""
+        self.weights.copy_(state["weights"])
+        self.biases.copy_(state["biases"])
+        self._weight_speed.copy_(state["weight_speed"])
+        self._bias_speed.copy_(state["bias_speed"])
+        if "measured" in state:
+            top1, top5, loss, best = state["measured"].tolist()
+            self._result = ProbeResult(top1, top5, loss, state["correct"].numpy(), int(best) or None)
+
     @property
     def result(self) -> ProbeResult:
         """What the last epoch, or the best so far, has given.
@@ -164,7 +190,9 @@ def _measure(weights: Tensor, biases: Tensor, x: Tensor, labels: Tensor) -> Prob
     )
 
 
-def _fit_lbfgs(x: Tensor, y: Tensor, start: Tensor, config: LinearProbe) -> tuple[Tensor, Tensor]:
+def _fit_lbfgs(
+    x: Tensor, y: Tensor, start: Tensor, config: LinearProbe, beat: Callable[[str], None]
+) -> tuple[Tensor, Tensor]:
     """L-BFGS on the whole training set, in coordinates where the objective is well conditioned.
 
     Coordinates are the eigenvectors of the features' second moment, each scaled by
@@ -185,6 +213,7 @@ def _fit_lbfgs(x: Tensor, y: Tensor, start: Tensor, config: LinearProbe) -> tupl
     examples = torch.arange(n, device=x.device)
 
     def closure() -> float:
+        beat(f"{config.kind}, fit")
         at = v.detach()
         log_p = (at @ whitened.t()).log_softmax(dim=0)  # (K, N)
         loss = (penalty * at**2).sum() / 2 - log_p[y, examples].mean()

@@ -1,0 +1,76 @@
+"""Ctrl-C and SIGTERM while trials run: they save their states and end, then the command does, within seconds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+from orchestrator.leases import Leases
+
+SAVING_SECONDS = 8.0
+"""What running trials get to save in. With the end of Ray it makes less than 15 s from key to prompt."""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption:
+    """While it is entered, the first signal asks this run's trials to save, the second ends at once.
+
+    Either way the main thread gets a KeyboardInterrupt: when no trial of the run holds its lease any more,
+    and after `SAVING_SECONDS` at the latest. Signals reach the main thread alone; elsewhere this does nothing.
+
+    Args:
+        leases: of this run; they tell how many trials are still saving.
+        say: told once, in a sentence, what is waited for.
+    """
+
+    def __init__(self, leases: Leases, say: Callable[[str], None]) -> None:
+        self.leases, self._say = leases, say
+        self._before: dict[signal.Signals, Any] = {}
+        self._asked = False
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._ask) for number in _SIGNALS}
+            self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, _interrupt)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self._asked:
+            self.leases.clear_stop()
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        # not in the handler itself: it may interrupt whoever holds the locks that files and screen need
+        threading.Thread(target=self._await_states, name="saving", daemon=True).start()
+
+    def _await_states(self) -> None:
+        try:
+            self.leases.request_stop()
+            if running := self._running():
+                self._say(
+                    f"interrupted; {running} running trial(s) save their states, Ctrl-C again ends at once"
+                )
+            deadline = time.monotonic() + SAVING_SECONDS
+            while time.monotonic() < deadline and self._running():
+                time.sleep(0.1)
+        finally:
+            os.kill(os.getpid(), signal.SIGALRM)  # to have the main thread raise, wherever it is
+
+    def _running(self) -> int:
+        return sum(holder.run == self.leases.run for holder in self.leases.held().values())
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
