@@ -197,7 +197,7 @@ def report(
 def status(store_root: StoreRoot = DEFAULT_STORE, as_json: AsJson = False) -> None:
     """Every trial of the store: finished, failed and why, or under way."""
     store = Store(store_root)
-    if store_root.is_symlink() or store_root.exists():
+    if os.path.lexists(store_root) and not os.path.isdir(store_root):
         store.require()
     rows = list(store.status())
     if as_json:
@@ -441,8 +441,10 @@ def _check_tracking(uri: str | None) -> None:
 
     check_uri(uri)
     scheme = uri.partition(":")[0].partition("+")[0].lower()
-    if scheme not in _TRACKING_SCHEMES | {plugin.name for plugin in entry_points(group="mlflow.tracking_store")}:
-        raise SpecError(f"--tracking-uri: got the scheme {scheme!r}, takes {', '.join(sorted(_TRACKING_SCHEMES))}")
+    plugins = {plugin.name for plugin in entry_points(group="mlflow.tracking_store")}
+    if scheme not in _TRACKING_SCHEMES | plugins:
+        takes = ", ".join(sorted(_TRACKING_SCHEMES))
+        raise SpecError(f"--tracking-uri: got the scheme {scheme!r}, takes {takes}")
 
 
 def _slots_here(recipe: Recipe) -> int:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import secrets
+import socket
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import AblateError, CapacityError
@@ -20,6 +24,9 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+_ONLY_THIS_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Set to 0, Ray's node has the address 127.0.0.1: its default on Windows and macOS, and it works on Linux too."""
+
 
 @dataclass(frozen=True)
 class Node:
@@ -31,26 +38,31 @@ class Node:
 def connected(address: str) -> Iterator[list[Node]]:
     """A Ray session: `local` starts one on this machine and ends it, `auto` or host:port joins one.
 
-    The local one keeps its dashboard (loopback only): without it Tune leaks placement groups.
+    Nobody connects without the token (unless RAY_AUTH_MODE says otherwise), and a local session listens on
+    loopback only. The local one keeps its dashboard: without it Tune leaks placement groups.
 
     Raises:
-        AblateError: no cluster answers at the address.
+        AblateError: no cluster answers at the address, or it takes another token.
     """
     local = address == "local"
     environment = {name: os.environ.setdefault(name, value) for name, value in _ENVIRONMENT.items()}
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
     if local:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        _keep_a_token()
+        with _on_loopback():
+            yield from _session(address, {"include_dashboard": True})
+    else:
+        yield from _session(address, {"runtime_env": {"env_vars": environment}})
+
+
+def _session(address: str, options: dict[str, Any]) -> Iterator[list[Node]]:
     import ray
 
-    place: dict[str, Any] = (
-        {"include_dashboard": True} if local else {"runtime_env": {"env_vars": environment}}
-    )
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **place)
+        with nullcontext() if address == "local" else _without_native_log():
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
     except Exception as error:  # Ray raises bare Exceptions too
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        what = "Ray could not be started here" if local else f"no Ray cluster answers at --address {address}"
-        raise AblateError(f"{what}: {first}") from None
+        raise AblateError(_why_not(address, error)) from None
     try:
         yield [
             Node(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
@@ -59,6 +71,75 @@ def connected(address: str) -> Iterator[list[Node]]:
         ]
     finally:
         ray.shutdown()
+
+
+def _why_not(address: str, error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    if address == "local":
+        return f"Ray could not be started here: {first}"
+    # a cluster that refuses the token looks to Ray like one that isn't there
+    return (
+        f"no Ray cluster answers at --address {address}: {first}; is it up, and is its token in RAY_AUTH_TOKEN, in the "
+        "file of RAY_AUTH_TOKEN_PATH or in ~/.ray/auth_token (RAY_AUTH_MODE=disabled: it has none)?"
+    )
+
+
+@contextmanager
+def _without_native_log() -> Iterator[None]:
+    """Where no cluster answers, Ray's C++ part writes 20 lines straight to stderr, whatever its log level."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """What Ray and torch start meanwhile in this process and below it listens on loopback.
+
+    Ray reads its switch when it is first imported, which may be long past: hence also the constant.
+    """
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
+    wanted = {_ONLY_THIS_MACHINE: "0", "GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
+    ours = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(ours)
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ[_ONLY_THIS_MACHINE] != "0"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        for name in ours:
+            os.environ.pop(name, None)
+
+
+def _keep_a_token() -> None:
+    """A token for local sessions where Ray looks for it, readable by its owner only; Ray's own file is for everybody.
+
+    An unwritable home is no hindrance: the token then lives for this process alone.
+    """
+    if os.environ["RAY_AUTH_MODE"].lower() != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & {
+        *os.environ
+    }:
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    token = secrets.token_hex(32)
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        with suppress(FileExistsError):
+            new = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(new, "w") as file:
+                file.write(token)
+        path.chmod(0o600)
+    except OSError:
+        os.environ["RAY_AUTH_TOKEN"] = token
 
 
 def trials_at_once(nodes: list[Node], footprint: Resources, limit: int | None = None) -> int:

@@ -12,9 +12,10 @@ from typing import Any
 
 from orchestrator.leases import Leases
 
-SAVING_SECONDS = 8.0
-"""What running trials get to save in. With the end of Ray it makes less than 15 s from key to prompt."""
+SAVING_SECONDS, ENDING_SECONDS = 8.0, 5.0
+"""What running trials get to save in, and then Ray to end in: less than 15 s from key to prompt."""
 
+GOES_ON = "interrupted; the same command goes on from here"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -22,7 +23,8 @@ class Interruption:
     """While it is entered, the first signal asks this run's trials to save, the second ends at once.
 
     Either way the main thread gets a KeyboardInterrupt: when no trial of the run holds its lease any more,
-    and after `SAVING_SECONDS` at the latest. Signals reach the main thread alone; elsewhere this does nothing.
+    and after `SAVING_SECONDS` at the latest. A Ray that doesn't end by itself, since the signal hit it too, is left.
+    Signals reach the main thread alone; elsewhere this does nothing.
 
     Args:
         leases: of this run; they tell how many trials are still saving.
@@ -33,6 +35,8 @@ class Interruption:
         self.leases, self._say = leases, say
         self._before: dict[signal.Signals, Any] = {}
         self._asked = False
+        self._over = threading.Event()
+        self._waiting = threading.Thread(target=self._await_states, name="saving", daemon=True)
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
@@ -43,17 +47,24 @@ class Interruption:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._over.set()
+        if self._asked:
+            self._waiting.join()
+            self.leases.clear_stop()
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if self._asked:
-            self.leases.clear_stop()
+        if self._asked and error is None:  # all trials had ended before the main thread was told
+            raise KeyboardInterrupt
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
         # not in the handler itself: it may interrupt whoever holds the locks that files and screen need
-        threading.Thread(target=self._await_states, name="saving", daemon=True).start()
+        self._waiting.start()
+        last = threading.Timer(SAVING_SECONDS + ENDING_SECONDS, self._give_up)
+        last.daemon = True
+        last.start()
 
     def _await_states(self) -> None:
         try:
@@ -63,10 +74,16 @@ class Interruption:
                     f"interrupted; {running} running trial(s) save their states, Ctrl-C again ends at once"
                 )
             deadline = time.monotonic() + SAVING_SECONDS
-            while time.monotonic() < deadline and self._running():
-                time.sleep(0.1)
+            while time.monotonic() < deadline and self._running() and not self._over.wait(0.1):
+                pass
         finally:
-            os.kill(os.getpid(), signal.SIGALRM)  # to have the main thread raise, wherever it is
+            if not self._over.is_set():
+                os.kill(os.getpid(), signal.SIGALRM)  # to have the main thread raise, wherever it is
+
+    def _give_up(self) -> None:
+        self.leases.clear_stop()
+        self._say(f"Ray does not end by itself; {GOES_ON}")
+        os._exit(130)
 
     def _running(self) -> int:
         return sum(holder.run == self.leases.run for holder in self.leases.held().values())

@@ -49,6 +49,21 @@ def shorten(value: Any, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def for_a_terminal(message: str, limit: int = 480) -> str:
+    """A message as one line: control characters, bidi marks and lone surrogates as escapes; cut in the middle.
+
+    Paths and names of any kind get into messages; the remedy is at the end, so the middle is what goes.
+    """
+    flat = " ".join(line.strip() for line in message.splitlines())
+    shown = "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in (
+            flat if len(flat) <= limit else f"{flat[: limit - limit // 3 - 5]} ... {flat[-limit // 3 :]}"
+        )
+    )
+    return shown if len(shown) <= limit else shown[: limit - 3] + "..."
+
+
 _DISCRIMINATORS = ("kind", "test")
 """Fields that say which member of a union a mapping is."""
 

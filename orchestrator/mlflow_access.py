@@ -51,9 +51,9 @@ def connect(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
 
-    # after the import, which sets levels of its own
+    # after the import, which sets levels of its own; errors are raised too, and told in one line
     for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if not is_remote(uri):
         _probe_database(uri)
     return MlflowClient(tracking_uri=uri)

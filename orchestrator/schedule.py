@@ -9,6 +9,7 @@ trial's own resources, so an unbounded Tune would deadlock on a full cluster.
 from __future__ import annotations
 
 import io
+import logging
 import shutil
 import sys
 import time
@@ -91,11 +92,14 @@ def run_jobs(
         on_finished()
 
     progress.console.file = sys.stdout
-    with Interruption(leases, progress.say), HangWatch(store, leases, limits, _end_remotely):
-        while assignments:
-            held = _one_round(assignments, store, at_once, progress, finished)
-            assignments = {trial: assignments[trial] for trial in held}
-            _await_others(assignments, leases, progress)
+    try:
+        with Interruption(leases, progress.say), HangWatch(store, leases, limits, _end_remotely):
+            while assignments:
+                held = _one_round(assignments, store, at_once, progress, finished)
+                assignments = {trial: assignments[trial] for trial in held}
+                _await_others(assignments, leases, progress)
+    finally:
+        leases.clear_dead()  # of trials whose processes were killed
 
 
 def _one_round(
@@ -131,6 +135,11 @@ def _one_round(
             callbacks=[_follow(progress, finished, held.append, store)],
         ),
     )
+    for logger in (
+        "ray.tune",
+        "ray.air",
+    ):  # tracebacks of failed trials; ours is a line, and the store has the rest
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     try:
         with redirect_stdout(io.StringIO()):  # Tune's own words; ours go to the console
             tuner.fit()
@@ -197,7 +206,10 @@ def _run_job(config: dict[str, Any], assignments: dict[str, _Assignment]) -> dic
     leases = Leases(store.root, assignment.run)
     if leases.stop_requested():
         return {"stopped": True}
-    lease = leases.acquire(trial)
+    try:
+        lease = leases.acquire(trial)
+    except OSError as error:
+        return {"error": work.failure(error, error)["error"]}
     if isinstance(lease, Holder):
         return {"held": str(lease)}
     with lease:

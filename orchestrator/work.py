@@ -206,7 +206,7 @@ def failure(error: BaseException, raised: BaseException, where: str | None = Non
     ):
         place = f" at {error.filename}" if error.filename else ""
         line = f"{error.strerror}{place}; make the store writable and the same command goes on"
-    if where and where not in line:
+    if where and "step" not in line:
         line = f"{line} (at {where})"
     return {
         "error": line,

@@ -73,7 +73,7 @@ def parse(text: str, source: str) -> Any:
         raise SpecError(f"{source}: not valid YAML: {where}{error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise SpecError(f"{source}: not valid YAML: {str(error).splitlines()[0]}") from None
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:  # of odd tags
         raise SpecError(f"{source}: not valid YAML: {type(error).__name__}: {str(error)[:120]}") from None
 
 

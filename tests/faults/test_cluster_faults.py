@@ -86,7 +86,7 @@ def test_a_signal_ends_the_command_soon_with_all_states_saved(
     code = process.wait(15)
     took = time.monotonic() - started
     assert code == 130, said(process)
-    assert "ablate: interrupted; the same command goes on from here" in said(process)
+    assert "interrupted; the same command goes on from here" in said(process)
     assert leftovers(run) == []
     assert list(run.store.glob("trials/*/checkpoints/state-*.safetensors"))
     code, text = run.finish()
