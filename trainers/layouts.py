@@ -3,7 +3,7 @@
 A file is one of
 
     model       ours: a finished trial, with its configuration (model.safetensors)
-    state       ours: an unfinished one (state.safetensors)
+    state       ours: an unfinished one (state-STEP.safetensors)
     training    released code: `model` with keys under module.backbone., module.projector.,
                 module.online_head.; besides `epoch` and `optimizer`
     export      released code, at the end of training: `backbone` and `head`

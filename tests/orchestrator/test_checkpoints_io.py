@@ -14,6 +14,7 @@ from torchvision.models import resnet18
 
 from orchestrator.checkpoints import export, find_checkpoint, measure
 from orchestrator.errors import AblateError, SpecError
+from orchestrator.leases import Leases
 from orchestrator.plan import Job, jobs, make_plan
 from orchestrator.store import Store
 from orchestrator.work import evaluate_trial, train_trial
@@ -57,8 +58,9 @@ def finished(store: Store) -> dict[str, Job]:
     wanted = {job.config.head.kind: job for job in jobs(plan, store)}
     trained = {kind: wanted[kind] for kind in ("mlp", "subvector")}
     for job in trained.values():
-        train_trial(job, "digits", store, "inline", {}, report=lambda metrics: None)
-        evaluate_trial(job, store, "inline", torch.device("cpu"))
+        with Leases(store.root, "0" * 8).acquire(job.trial) as lease:
+            train_trial(job, "digits", store, lease.fence, "inline", {}, report=lambda metrics: None)
+            evaluate_trial(job, store, lease.fence, "inline", torch.device("cpu"))
     return trained
 
 

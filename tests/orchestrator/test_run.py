@@ -118,9 +118,10 @@ def test_nothing_of_the_schedulers_is_left_in_the_store(
 ) -> None:
     store = finished[0] / "store"
     left = {path.name for path in store.iterdir()} - {"mlflow.db", "mlflow.lock", "mlartifacts"}
-    assert left <= {"trials", "evaluations", "studies", ".tune", ".train"}
-    assert not [path for name in (".tune", ".train") for path in (store / name).glob("*")]
-    assert not list(store.glob("trials/*/checkpoints/state.safetensors")) or len(records(store)) < 3
+    assert left <= {"trials", "evaluations", "studies", "leases", "leases.lock", ".tune", ".train"}
+    assert not [path for name in ("leases", ".tune", ".train") for path in (store / name).glob("*")]
+    for record in store.glob("trials/*/record.json"):
+        assert not list(record.parent.glob("checkpoints/state-*"))
 
 
 def test_running_again_repeats_only_what_failed_and_tracks_nothing_twice(
@@ -159,7 +160,7 @@ def test_a_run_cut_off_by_ctrl_c_says_how_to_go_on_and_does(tmp_path: Path) -> N
         command(tmp_path, "--set", "epochs=60"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("store/trials/*/checkpoints/state.safetensors")):
+    while not list(tmp_path.glob("store/trials/*/checkpoints/state-*.safetensors")):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
@@ -167,7 +168,7 @@ def test_a_run_cut_off_by_ctrl_c_says_how_to_go_on_and_does(tmp_path: Path) -> N
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert stderr == "ablate: interrupted; the same command goes on from here\n"
-    unfinished = list(tmp_path.glob("store/trials/*/checkpoints/state.safetensors"))
+    unfinished = list(tmp_path.glob("store/trials/*/checkpoints/state-*.safetensors"))
     assert unfinished
 
     again = run(tmp_path, "--set", "epochs=60")

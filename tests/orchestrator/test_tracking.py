@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from mlflow_stores import content, new_store, query, rows, sync
 from synthetic import EPOCHS, START, fill, stamp
 
 from orchestrator import tracking
+from orchestrator.delivery import BackgroundTracker
 from orchestrator.errors import AblateError
 from orchestrator.plan import make_plan
 from orchestrator.projection import field_paths, flatten, milliseconds
@@ -21,7 +23,7 @@ from orchestrator.report.statistics import mean_interval
 from orchestrator.report.tracked import redacted
 from orchestrator.spec import trial_key
 from orchestrator.store import Store
-from orchestrator.tracking import BackgroundTracker, TrackedRecords, Tracker, TrackingError, default_uri
+from orchestrator.tracking import TrackedRecords, Tracker, TrackingError, default_uri
 from trainers.config import TrialConfig
 
 HEADS = (
@@ -197,6 +199,7 @@ def test_a_long_history_goes_in_batches(small, store):
     key = next(iter(small.trials))
     path = store.trial_directory(key) / "history.jsonl"
     path.write_text("".join(json.dumps({"loss": 1 / (1 + n), "epoch": n}) + "\n" for n in range(2500)))
+    store.commit_trial(key, store.trial_record(key))
     sync(small, store)
     _, children = runs(small, store)
     assert children[key].data.metrics["pretrain/loss"] == 1 / 2500
@@ -262,17 +265,16 @@ def test_a_new_protocols_value_is_the_one_shown_and_so_is_the_old_one_once_it_re
     key = next(
         key for key, (of, protocol) in small.evaluations.items() if (of, protocol.kind) == (trial, "knn")
     )
-    path = store.evaluation_directory(key) / "record.json"
-    old = path.read_text()
+    old = store.evaluation_record(key)
     for value, finished in (
         (11.0, "2026-11-23T00:00:00+00:00"),
         (22.0, "2026-11-22T00:00:00+00:00"),
         (None, None),
     ):
-        changed = json.loads(old)
+        changed = copy.deepcopy(old)
         if value is not None:
             changed["metrics"]["top1"], changed["finished"] = value, finished
-        path.write_text(json.dumps(changed))
+        store.commit_evaluation(key, changed["evaluation"], changed, store.evaluation_arrays(key))
         sync(small, store)
         _, children = runs(small, store)
         assert children[trial].data.metrics["eval/knn/top1"] == changed["metrics"]["top1"]
@@ -293,9 +295,9 @@ def test_two_protocols_of_one_kind_for_one_training_keep_apart(tmp_path, store):
     assert len(plan.trials) == 1
     fill(plan, store, top1=lambda config: 50)
     few, many = (cell.evaluations["knn"] for cell in plan.cells())
-    record = json.loads((store.evaluation_directory(many) / "record.json").read_text())
+    record = store.evaluation_record(many)
     record["metrics"]["top1"] = 77.0
-    (store.evaluation_directory(many) / "record.json").write_text(json.dumps(record))
+    store.commit_evaluation(many, record["evaluation"], record, store.evaluation_arrays(many))
     sync(plan, store)
     _, children = runs(plan, store)
     metrics = next(iter(children.values())).data.metrics
@@ -468,7 +470,7 @@ def test_a_server_that_never_answers_is_given_up(small, store, deaf_server):
     fill(small, store)
     started = time.monotonic()
     with pytest.raises(
-        TrackingError, match=r"^MLflow at http://\*\*\*@127.*: cannot be reached; the records are safe"
+        TrackingError, match=r"^MLflow at http://\*\*\*@127.*: does not answer; the records are safe"
     ):
         Tracker(deaf_server, store).sync(small, small.studies[0])
     assert time.monotonic() - started < 10
@@ -560,7 +562,7 @@ def test_closing_waits_no_longer_than_asked(small, store, deaf_server, monkeypat
     started = time.monotonic()
     error = tracker.close(timeout=0.5)
     assert time.monotonic() - started < 3
-    assert "no answer in 0.5 s" in str(error)
+    assert "not up to date after 0.5 s" in str(error)
     assert "secret" not in str(error)
 
 
