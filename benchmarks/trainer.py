@@ -86,7 +86,7 @@ class Training:
         with torch.no_grad(), self.cast():
             outputs = self.model(view1, view2, 0)
         watch = CollapseWatch(
-            self.config, TrialContext(directory=folder), not self.model.head.evaluates_to_r, first_epoch=0
+            self.config, TrialContext(directory=folder), not self.model.head.evaluates_to_r, spectra=[]
         )
         start = time.process_time()
         for epoch in range(STEPS):

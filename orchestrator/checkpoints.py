@@ -17,8 +17,9 @@ from orchestrator import yaml_files
 from orchestrator.errors import AblateError, SpecError
 from orchestrator.library import load_recipe
 from orchestrator.messages import did_you_mean, shorten, validate
+from orchestrator.records import Arrays
 from orchestrator.spec import EvaluationKind, Recipe
-from orchestrator.store import ARRAYS, Arrays, Store
+from orchestrator.store import ARRAYS, Store
 from trainers import EVALUATION_VERSION
 from trainers.config import Dimension, EvaluationConfig, HeadConfig, NoHead, SubvectorHead, TrialConfig
 from trainers.context import TrialContext
@@ -251,12 +252,22 @@ def _measure(
         backbone, head = build_model(checkpoint, trial, dataset.channels, device)
         evaluations: Sequence[EvaluationConfig] = list(protocols.values())
         clock = time.perf_counter()
-        results = evaluate(trial, backbone, head, evaluations, device, resources.loader_processes, dataset)
+        results = evaluate(
+            trial,
+            backbone,
+            head,
+            evaluations,
+            device,
+            resources.loader_processes,
+            dataset,
+            recipe.limits.corrupt_images,
+        )
         for (kind, protocol), result in zip(protocols.items(), results, strict=True):
             report["evaluations"][kind] = {
                 "protocol": protocol.model_dump(mode="json"),
                 "metrics": result.metrics,
                 "seconds": time.perf_counter() - clock,  # the first also computes the features
+                **({"corrupt_images": result.corrupt_images} if result.corrupt_images else {}),
             }
             if out is not None:
                 _make_folder(out / kind)
@@ -292,3 +303,7 @@ def _for_people(where: str) -> Iterator[None]:
         raise AblateError(str(error)) from None
     except torch.OutOfMemoryError:
         raise AblateError("--device cuda: out of memory; takes cpu, or smaller images") from None
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            raise
+        raise AblateError(f"{where or 'checkpoint: '}does not fit into memory") from None

@@ -13,11 +13,11 @@ from types import FrameType
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from orchestrator import library
 from orchestrator.display import (
+    PlainConsole,
     ledger_entries,
     plain_table,
     print_json,
@@ -27,9 +27,11 @@ from orchestrator.display import (
     show_plan,
 )
 from orchestrator.errors import AblateError, SpecError
+from orchestrator.failures import of_the_file_system
 from orchestrator.messages import for_a_terminal
 from orchestrator.plan import Job, estimate, jobs, make_plan
 from orchestrator.progress import duration
+from orchestrator.redaction import redacted
 from orchestrator.spec import Executor, Recipe, Study
 from orchestrator.store import Store
 from trainers.config import TrialConfig
@@ -41,8 +43,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="One command trains, evaluates, tracks and tabulates a paper's ablation.",
 )
-console = Console()
-problems = Console(stderr=True, highlight=False)
+console = PlainConsole()
+problems = PlainConsole(stderr=True, highlight=False)
 
 Studies = Annotated[list[str], typer.Argument(metavar="STUDY...", help="name in studies/, or a YAML file")]
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="name in studies/recipes/, or a YAML file")]
@@ -209,6 +211,9 @@ def status(store_root: StoreRoot = DEFAULT_STORE, as_json: AsJson = False) -> No
         table.add_row(*(str(row[column]) for column in ("trial", "recipe", "head", "seed")), row["state"],
                       str(row["epochs"]), row["loss"], row["seconds"])  # fmt: skip
     console.print(table if rows else f"no trials in {store.root}")
+    for path, reason in store.damage.items():
+        told = f"{path.relative_to(store.root)}: {reason}; `ablate run` sets it aside and does its work again"
+        console.print(Text(told, "yellow"), soft_wrap=True)
     for row in rows:
         if row["error"]:
             console.print(Text.assemble((row["trial"], "red"), " ", row["error"]), soft_wrap=True)
@@ -363,6 +368,11 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if (told := of_the_file_system(error)) is None:
+            raise
+        _complain(told)
+        sys.exit(1)
     if code == interrupted:  # which is also what typer makes of Ctrl-C inside a verb
         _complain("interrupted; the same command goes on from here")
     sys.exit(code)
@@ -376,7 +386,7 @@ def _complain(message: str) -> None:
     if not message:  # help was asked for, and shown
         return
     problems.print("ablate: ", end="", style="bold red")
-    problems.print(for_a_terminal(message), markup=False, soft_wrap=True)
+    problems.print(for_a_terminal(redacted(message)), soft_wrap=True)
 
 
 def _usage(error: Any) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import AblateError, CapacityError
+from orchestrator.redaction import redacted
 from orchestrator.spec import Resources
 
 # A short poll: Train's report and start-up wait for it. It costs one small RPC each time.
@@ -59,22 +60,29 @@ def _session(address: str, options: dict[str, Any]) -> Iterator[list[Node]]:
     import ray
 
     try:
-        with nullcontext() if address == "local" else _without_native_log():
+        with nullcontext() if address == "local" else _without_native_log(), _told_without_secrets():
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
     except Exception as error:  # Ray raises bare Exceptions too
         raise AblateError(_why_not(address, error)) from None
     try:
-        yield [
-            Node(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
-            for node in ray.nodes()
-            if node["Alive"]
-        ]
+        yield nodes_now()
     finally:
         ray.shutdown()
 
 
+def nodes_now() -> list[Node]:
+    """Those of the connected cluster that are alive."""
+    import ray
+
+    return [
+        Node(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
 def _why_not(address: str, error: Exception) -> str:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    first = (redacted(str(error)).strip().splitlines() or [type(error).__name__])[0][:160]
     if address == "local":
         return f"Ray could not be started here: {first}"
     # a cluster that refuses the token looks to Ray like one that isn't there
@@ -96,6 +104,19 @@ def _without_native_log() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+@contextmanager
+def _told_without_secrets() -> Iterator[None]:
+    """Ray keeps the command line of whoever connects, for its dashboard and logs; it may hold a URI with a password."""
+    from ray._private import utils
+
+    command_line = utils.get_entrypoint_name
+    utils.get_entrypoint_name = lambda: redacted(command_line())
+    try:
+        yield
+    finally:
+        utils.get_entrypoint_name = command_line
 
 
 @contextmanager

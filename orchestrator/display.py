@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +18,31 @@ from orchestrator.plan import Job, Plan, StudyPlan
 from orchestrator.progress import duration
 from orchestrator.spec import Recipe, Study
 from trainers.config import ToyConfig, ToyRun, TrialConfig
+
+_COMMANDS = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Kinds of characters that a terminal may take for more than text: escapes, bidi marks, halves of characters."""
+
+
+def plain_text(text: str) -> str:
+    """Without what could command a terminal; line ends stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(one for one in text if one == "\n" or unicodedata.category(one) not in _COMMANDS)
+
+
+class PlainConsole(Console):
+    """A console on which text is text, wherever it came from: no markup, no codes, no escapes of its own."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """What is shown, whatever it is part of: a table, a live display, a line."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text == (text := plain_text(segment.text)):
+                yield segment
+            else:
+                yield Segment(text, segment.style)
 
 
 def show_plan(console: Console, plan: Plan, missing: list[Job]) -> None:
@@ -30,7 +58,7 @@ def show_plan(console: Console, plan: Plan, missing: list[Job]) -> None:
         table = plain_table("cell", "setting", *(f"seed {seed}" for seed in study.seeds))
         table.title, table.title_justify = Text(f"{study.name}: {study.study.title}"), "left"
         first_shown: dict[str, str] = {}
-        rows: dict[str, list[str]] = {}
+        rows: dict[str, list[str | Text]] = {}
         for cell in study.cells:
             config = plan.trials[cell.trial]
             if isinstance(config, ToyRun):
@@ -39,13 +67,13 @@ def show_plan(console: Console, plan: Plan, missing: list[Job]) -> None:
             row = rows.setdefault(cell.name, [cell.name, text])
             owner = first_shown.setdefault(cell.trial, cell.name)
             if owner != cell.name:
-                row.append(f"[dim]= {owner}[/dim]")
+                row.append(Text(f"= {owner}", "dim"))
             elif cell.trial in to_train:
                 row.append("train")
             elif to_evaluate & set(cell.evaluations.values()):
                 row.append("evaluate")
             else:
-                row.append("[green]there[/green]")
+                row.append(Text("there", "green"))
         for row in rows.values():
             table.add_row(*row)
         console.print(table)
@@ -105,6 +133,11 @@ def show_measured(console: Console, measured: dict[str, Any]) -> None:
         for metric, value in evaluation["metrics"].items():
             table.add_row(kind, metric, f"{value:.6g}")
     console.print(table)
+    evaluations = measured["evaluations"].values()
+    corrupt = sorted({name for evaluation in evaluations for name in evaluation.get("corrupt_images", ())})
+    if corrupt:
+        told = f"{len(corrupt)} image(s) cannot be decoded, another of the class stands in for each: "
+        console.print(Text(told + ", ".join(corrupt), "yellow"), soft_wrap=True)
 
 
 def ledger_entries(recipe: Recipe) -> list[dict[str, Any]]:
@@ -160,5 +193,6 @@ def plain_table(*columns: str) -> Table:
 
 
 def print_json(value: Any) -> None:
-    """To standard output, for scripts."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    """To standard output, for scripts; what could command a terminal is told by its number."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    sys.stdout.write("".join(one if plain_text(one) else json.dumps(one)[1:-1] for one in text) + "\n")

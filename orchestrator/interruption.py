@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -24,7 +25,8 @@ class Interruption:
 
     Either way the main thread gets a KeyboardInterrupt: when no trial of the run holds its lease any more,
     and after `SAVING_SECONDS` at the latest. A Ray that doesn't end by itself, since the signal hit it too, is left.
-    Signals reach the main thread alone; elsewhere this does nothing.
+    Signals reach the main thread alone; elsewhere this does nothing. Whatever hangs, a stalled store above all, the
+    process ends.
 
     Args:
         leases: of this run; they tell how many trials are still saving.
@@ -35,7 +37,7 @@ class Interruption:
         self.leases, self._say = leases, say
         self._before: dict[signal.Signals, Any] = {}
         self._asked = False
-        self._over = threading.Event()
+        self._over, self._saved = threading.Event(), threading.Event()
         self._waiting = threading.Thread(target=self._await_states, name="saving", daemon=True)
 
     def __enter__(self) -> Interruption:
@@ -48,11 +50,12 @@ class Interruption:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
-        if self._asked:
-            self._waiting.join()
-            self.leases.clear_stop()
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        try:
+            if self._asked:
+                self._waiting.join(1)  # it may be waiting for a store that answers no more
+        finally:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
         if self._asked and error is None:  # all trials had ended before the main thread was told
             raise KeyboardInterrupt
 
@@ -67,22 +70,29 @@ class Interruption:
         last.start()
 
     def _await_states(self) -> None:
-        try:
+        threading.Thread(target=self._save, name="stop", daemon=True).start()
+        deadline = time.monotonic() + SAVING_SECONDS
+        while time.monotonic() < deadline and not self._saved.wait(0.1) and not self._over.is_set():
+            pass
+        if not self._over.is_set():
+            os.kill(os.getpid(), signal.SIGALRM)  # to have the main thread raise, wherever it is
+
+    def _save(self) -> None:
+        """Ask for states and wait for them; ends with the process where the store answers no more."""
+        with suppress(OSError):  # a store that is read-only, or gone
             self.leases.request_stop()
             if running := self._running():
                 self._say(
                     f"interrupted; {running} running trial(s) save their states, Ctrl-C again ends at once"
                 )
-            deadline = time.monotonic() + SAVING_SECONDS
-            while time.monotonic() < deadline and self._running() and not self._over.wait(0.1):
+            while self._running() and not self._over.wait(0.1):
                 pass
-        finally:
-            if not self._over.is_set():
-                os.kill(os.getpid(), signal.SIGALRM)  # to have the main thread raise, wherever it is
+        self._saved.set()
 
     def _give_up(self) -> None:
-        self.leases.clear_stop()
-        self._say(f"Ray does not end by itself; {GOES_ON}")
+        sentence = f"Ray does not end by itself; {GOES_ON}"
+        threading.Thread(target=self._say, args=(sentence,), daemon=True).start()
+        time.sleep(0.5)  # the screen may be as stuck as the rest
         os._exit(130)
 
     def _running(self) -> int:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
 from orchestrator import cluster
+from orchestrator.delivery import tracked_beside
 from orchestrator.errors import AblateError
 from orchestrator.mlflow_access import is_remote
 from orchestrator.plan import Job, Plan, estimate, jobs
 from orchestrator.progress import Progress, duration
+from orchestrator.redaction import redacted
 from orchestrator.report import console as console_blocks
 from orchestrator.report import make_report, write
 from orchestrator.report.frames import Records
 from orchestrator.schedule import concurrency, run_jobs, with_threads
 from orchestrator.spec import Executor
 from orchestrator.store import Store
-from orchestrator.tracking import BackgroundTracker, TrackedRecords, Tracker, default_uri
-
-_DELIVERY_SECONDS, _DELIVERY_SECONDS_WHEN_INTERRUPTED = 30.0, 1.0
+from orchestrator.tracking import TrackedRecords, Tracker, default_uri
 
 
 def launch(
@@ -53,7 +52,7 @@ def launch(
             if cost := estimate(plan, missing, store, at_once):
                 console.print(f"about {duration(cost.seconds)} with {at_once} at once (from {cost.basis})")
             with (
-                _tracking(plan, store, tracking_uri, console) as tracker,
+                tracked_beside(plan, store, tracking_uri, console) as tracker,
                 Progress(console, missing, at_once) as progress,
             ):
                 run_jobs(missing, plan.recipe.name, store, executor, at_once, progress, tracker.notify)
@@ -61,28 +60,10 @@ def launch(
         console.print(
             Text(f"all {len(plan.trials)} trials are in {store.root}; nothing to do"), soft_wrap=True
         )
-        with _tracking(plan, store, tracking_uri, console):
+        with tracked_beside(plan, store, tracking_uri, console):
             pass
     report_all(plan, store, console)
     return len(jobs(plan, store))
-
-
-@contextmanager
-def _tracking(
-    plan: Plan, store: Store, tracking_uri: str | None, console: Console
-) -> Iterator[BackgroundTracker]:
-    """MLflow kept up to date beside a run; what it lacks at the end is said, and fails nothing."""
-    tracker = BackgroundTracker(Tracker(tracking_uri or default_uri(store), store), plan)
-    seconds = _DELIVERY_SECONDS
-    try:
-        yield tracker
-    except BaseException:  # Ctrl-C above all: nobody waits for MLflow then
-        seconds = _DELIVERY_SECONDS_WHEN_INTERRUPTED
-        raise
-    finally:
-        if problem := tracker.close(seconds):
-            said = Text(f"tracking: {problem}; `ablate sync` delivers what is missing", "yellow")
-            console.print(said, soft_wrap=True)
 
 
 def report_all(
@@ -121,13 +102,14 @@ def serve_ui(store: Store, tracking_uri: str | None, port: int, console: Console
     """MLflow's own server on the store's database until Ctrl-C; a remote server has its page already."""
     uri = tracking_uri or default_uri(store)
     if is_remote(uri):
-        console.print(Text(f"these runs are on a server with a page of its own: {uri}"))
+        console.print(Text(f"these runs are on a server with a page of its own: {redacted(uri)}"))
         return
     console.print(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    # not as an argument: those are there for all users of the machine to see
+    environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
     try:
-        code = subprocess.run(command, check=False).returncode
+        code = subprocess.run(command, env=environment, check=False).returncode
     except KeyboardInterrupt:
         return
     if code:

@@ -1,13 +1,13 @@
 """One process at a time works on a trial, whatever commands, clusters and machines share the store.
 
-    <root>/leases/<key>/<generation>            who holds the trial; renewed by its modification time
-    <root>/leases/<key>/<generation>.progress   where the work stands
-    <root>/leases/<run>.stop                    asks the trials of a run to save and end
-    <root>/leases.lock                          held for the moment of taking or giving back
+    <root>/leases/<key>/<token>             who holds the trial; renewed by its modification time
+    <root>/leases/<key>/<token>.progress    where the work stands
+    <root>/.runs/<run>/stop                 asks the trials of a run to save and end
+    <root>/leases.lock                      spares those who take at once a second try
 
-A lease is taken by creating the file of the next generation, which only one process can; the highest
-generation holds. So a take-over renames and deletes nothing that anybody relies on, and the generation tells a
-process that slept through one.
+Whoever wants a trial creates a file of a name that nobody else ever has, and holds the trial if no other living
+process has one there: of two who try at once, the later sees the earlier. Files of the dead are removed before, so a
+process that slept through a take-over finds its own gone, and stops before it writes.
 """
 
 from __future__ import annotations
@@ -16,22 +16,31 @@ import fcntl
 import json
 import os
 import re
-import shutil
+import secrets
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from orchestrator import records
 from orchestrator.errors import AblateError
+from orchestrator.processes import lives, machine, started
+from orchestrator.records import RecordError
+from trainers.files import open_own, read_regular
 
 _NAME = re.compile(r"[0-9a-f]{8,40}")
+_TOKEN = re.compile(r"[0-9a-f]{16}")
+_MOST_BYTES, _LONGEST = 10_000, 300
 _PROGRESS_EVERY_S = 2.0
 _STOP_EVERY_S = 0.5
+_LOCK_S = 5.0
 
 
 class LeaseLost(Exception):
@@ -46,7 +55,7 @@ class Holder:
         run: of the command that started it.
         machine: boot and process namespace, within which `pid` and `started` (in ticks since boot) tell
             whether it lives.
-        generation: of its lease.
+        token: of this very lease, which no other ever has.
     """
 
     run: str
@@ -54,31 +63,35 @@ class Holder:
     machine: str
     pid: int
     started: str
-    generation: int
+    token: str
 
     def __str__(self) -> str:
         return f"run {self.run} on {self.host}, process {self.pid}"
 
 
+_HOLDER = TypeAdapter(Holder)
+
+
 class Fence:
     """What other processes of a trial, such as Ray Train's workers, need of its lease. Can be pickled."""
 
-    def __init__(self, root: Path, key: str, run: str, generation: int) -> None:
-        self._root, self._key, self._run, self._generation = root, key, run, generation
-        self._place = root / "leases" / key
+    def __init__(self, root: Path, key: str, holder: Holder) -> None:
+        self._root, self._key, self._holder = root, key, holder
+        self._place = root / "leases" / _named(key)
         self._count, self._told, self._asked, self._stop = 0, -1e9, -1e9, False
 
     def confirm(self) -> None:
         """Asked before each write.
 
         Raises:
-            LeaseLost: this generation holds the trial no more.
+            LeaseLost: this lease holds the trial no more.
         """
-        generations = _generations(self._place)
-        if self._generation not in generations or generations[-1] > self._generation:
+        try:  # opened, not listed: a network file system may show an old listing for a minute
+            os.close(os.open(self._place / self._holder.token, os.O_RDONLY))
+        except OSError:
             raise LeaseLost(
                 f"trial {self._key} was taken over by another process; this one stops without writing"
-            )
+            ) from None
 
     def beat(self, where: str) -> None:
         """The work goes on and stands at `where`. Cheap: most calls only look at a clock."""
@@ -86,8 +99,8 @@ class Fence:
         if now - self._told < _PROGRESS_EVERY_S:
             return
         self._told, self._count = now, self._count + 1
-        path = self._place / f"{self._generation:010d}.progress"
-        partial = path.with_suffix(f".{os.getpid()}")
+        path = self._place / f"{self._holder.token}.progress"
+        partial = path.with_suffix(f".{secrets.token_hex(4)}")
         with suppress(OSError):  # a full disk ends a trial where its results are written, not here
             partial.write_text(json.dumps({"count": f"{os.getpid()}:{self._count}", "where": where}))
             partial.replace(path)
@@ -96,7 +109,7 @@ class Fence:
         """Whether the run was asked to save and end."""
         now = time.monotonic()
         if not self._stop and now - self._asked > _STOP_EVERY_S:
-            self._asked, self._stop = now, _stop_file(self._root, self._run).exists()
+            self._asked, self._stop = now, _stop_file(self._root, self._holder.run).exists()
         return self._stop
 
 
@@ -105,9 +118,8 @@ class Lease:
 
     def __init__(self, root: Path, key: str, holder: Holder, ttl: float) -> None:
         self.holder = holder
-        self.fence = Fence(root, key, holder.run, holder.generation)
+        self.fence = Fence(root, key, holder)
         self._place, self._ttl = root / "leases" / key, ttl
-        self._path = self._place / f"{holder.generation:010d}"
         self._released = threading.Event()
         threading.Thread(target=self._renew, name=f"lease {key}", daemon=True).start()
 
@@ -126,79 +138,66 @@ class Lease:
     def release(self) -> None:
         """Give the trial back; a lease that was lost leaves the files to its taker."""
         self._released.set()
-        with suppress(LeaseLost, OSError), _alone(self._place.parent.parent):
-            self.confirm()
-            for path in self._place.glob(f"{self.holder.generation:010d}.*"):
-                path.unlink(missing_ok=True)
-            self._path.unlink(missing_ok=True)
+        with suppress(OSError):  # another may be in the folder by now
+            _remove(self._place, self.holder.token)
             self._place.rmdir()
 
     def _renew(self) -> None:
         while not self._released.wait(self._ttl / 6):
-            with suppress(OSError):  # gone: it was taken over, which `confirm` finds
-                os.utime(self._path)
+            with suppress(OSError):  # gone: it was taken over, which whoever is about to write finds too
+                os.utime(self._place / self.holder.token)
 
 
 class Leases:
     """The leases of a store, as one run sees them.
 
+    A holder on another machine counts as dead once this object has seen it unrenewed for `ttl` seconds of its own
+    clock: what clocks of other machines and file systems say is never compared.
+
     Args:
         root: of the store.
         run: of the command on whose behalf trials are taken.
-        ttl: seconds without renewal after which a holder on another machine counts as dead.
     """
 
     def __init__(self, root: Path, run: str, ttl: float = 60.0) -> None:
-        self.root, self.run, self.ttl = Path(root), run, ttl
-        _named(run)
+        self.root, self.run, self.ttl = Path(root), _named(run), ttl
+        self._seen: dict[Path, tuple[int, float]] = {}  # when it was renewed, and when that was new
 
     def acquire(self, key: str) -> Lease | Holder:
         """Take a trial, from a dead holder too; its holder if that is alive."""
         place = self._place(key)
         with _alone(self.root):
-            place.mkdir(parents=True, exist_ok=True)
-            generations = _generations(place)
-            if generations and (holder := self._live(place, generations[-1])):
-                return holder
-            generation, me = (generations[-1] if generations else 0) + 1, os.getpid()
-            ours = Holder(self.run, socket.gethostname(), _machine(), me, _ticks(me) or "", generation)
-            # exclusively, should the file system know no locks
-            file = os.open(place / f"{generation:010d}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-            with os.fdopen(file, "w") as stream:
-                json.dump(asdict(ours), stream)
-            for older in generations:
-                for path in place.glob(f"{older:010d}*"):
-                    path.unlink(missing_ok=True)
-            return Lease(self.root, key, ours, self.ttl)
+            while True:
+                if holder := self.holder(key):
+                    return holder
+                try:
+                    self._bury(place)
+                    ours = self._create(place)
+                except (FileNotFoundError, FileExistsError):  # the folder went, given back just now
+                    continue
+                if _tokens(place) == [ours.token]:
+                    return Lease(self.root, key, ours, self.ttl)
+                _remove(place, ours.token)
+                time.sleep(0.001 * secrets.randbelow(50))  # so that the next try of one of us is alone
 
-    def holder(self, key: str) -> tuple[Holder, float, str] | None:
-        """Who holds a trial, seconds since they renewed, and where the work stands; None if nobody alive does."""
+    def holder(self, key: str) -> Holder | None:
+        """Who holds a trial; None if nobody alive does."""
         place = self._place(key)
-        generations = _generations(place)
-        if not generations or not (holder := self._live(place, generations[-1])):
-            return None
-        told = self.progress(key)
-        return holder, _age(place, place / f"{generations[-1]:010d}"), told[1] if told else "its start"
+        return next((holder for token in _tokens(place) if (holder := self._live(place, token))), None)
 
     def progress(self, key: str) -> tuple[str, str] | None:
-        """What changes whenever the holder's work has moved, and where it stands."""
-        place = self._place(key)
-        for generation in reversed(_generations(place)):
-            with suppress(OSError, ValueError, KeyError):
-                told = json.loads((place / f"{generation:010d}.progress").read_text())
-                return f"{generation}:{told['count']}", str(told["where"])
-            break
+        """What changes whenever the work has moved, and where it stands or stood when its process died."""
+        with suppress(OSError, RecordError, LookupError, TypeError, ValueError):
+            told = self._place(key).glob("*.progress")
+            newest = max(told, key=lambda path: path.stat().st_mtime_ns)
+            content = _read(newest)[0]
+            return f"{newest.stem}:{content['count']}", str(content["where"])[:_LONGEST]
         return None
 
     def held(self) -> dict[str, Holder]:
         """Trial -> its live holder."""
-        found = {}
-        for place in sorted((self.root / "leases").glob("*")):
-            if _NAME.fullmatch(place.name) and (generations := _generations(place)):
-                holder = self._live(place, generations[-1])
-                if holder:
-                    found[place.name] = holder
-        return found
+        names = sorted(path.name for path in (self.root / "leases").glob("*") if _NAME.fullmatch(path.name))
+        return {name: holder for name in names if (holder := self.holder(name))}
 
     def request_stop(self) -> None:
         """Ask this run's trials, on all machines, to save their states and end."""
@@ -209,48 +208,82 @@ class Leases:
     def stop_requested(self) -> bool:
         return _stop_file(self.root, self.run).exists()
 
-    def clear_stop(self) -> None:
-        _stop_file(self.root, self.run).unlink(missing_ok=True)
-
     def clear_dead(self) -> None:
         """Remove what dead holders left, of trials that nobody will take again."""
-        for place in (self.root / "leases").glob("*"):
+        for place in sorted((self.root / "leases").glob("*")):
             if not _NAME.fullmatch(place.name) or not place.is_dir():
                 continue
-            generations = _generations(place)
-            if not generations or not self._live(place, generations[-1]):
-                lease = self.acquire(place.name)
-                if isinstance(lease, Lease):
-                    lease.release()
-                    if not _generations(place):
-                        shutil.rmtree(place, ignore_errors=True)
+            if isinstance(lease := self.acquire(place.name), Lease):
+                lease.release()
 
     def _place(self, key: str) -> Path:
-        return self.root / "leases" / _named(key)
+        place = self.root / "leases" / _named(key)
+        if place.is_symlink():
+            raise AblateError(f"lease {key}: {place} is a link; remove it")
+        return place
 
-    def _live(self, place: Path, generation: int) -> Holder | None:
-        path = place / f"{generation:010d}"
+    def _create(self, place: Path) -> Holder:
+        place.mkdir(parents=True, exist_ok=True)
+        me, host = os.getpid(), socket.gethostname()
+        ours = Holder(self.run, host, machine(), me, started(me) or "", secrets.token_hex(8))
+        file = os.open(place / ours.token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        with os.fdopen(file, "w") as stream:
+            json.dump(asdict(ours), stream)
+        return ours
+
+    def _bury(self, place: Path) -> None:
+        """Remove the files of dead holders, and what they told of their work after that."""
+        dead = [token for token in _tokens(place) if not self._live(place, token)]
+        for token in dead:
+            _remove(place, token)
+        if place.is_dir():
+            kept = _tokens(place)
+            for path in place.iterdir():
+                if path.name[:16] not in kept and "." in path.name:
+                    path.unlink(missing_ok=True)
+
+    def _live(self, place: Path, token: str) -> Holder | None:
+        path = place / token
         try:
-            holder = Holder(**json.loads(path.read_text()))
+            content, renewed = _read(path)
+            holder = _HOLDER.validate_python({**content, "token": token})
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError):  # being written just now, or its writer died at it
-            holder = Holder("unknown", "unknown", "unknown", 0, "", generation)
-        if holder.machine == _machine():
-            return holder if _ticks(holder.pid) == holder.started else None
-        try:
-            return holder if _age(place, path) < self.ttl else None
-        except FileNotFoundError:
-            return None
+        except (RecordError, ValidationError, TypeError, OSError):  # being written, or its writer died at it
+            holder, renewed = Holder("unknown", "unknown", "unknown", 0, "", token), 0
+        if holder.machine == machine():
+            return holder if lives(holder.pid, holder.started) else None
+        now = time.monotonic()
+        if path not in self._seen or self._seen[path][0] != renewed:
+            self._seen[path] = renewed, now
+        return holder if now - self._seen[path][1] < self.ttl else None
 
 
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
-    """No other process takes or gives back a trial of the store meanwhile."""
-    with (root / "leases.lock").open("w") as lock:
-        with suppress(OSError):  # a file system without locks: exclusive creation has to do
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    """No other process takes or gives back a trial of the store meanwhile.
+
+    Whoever doesn't get the lock soon, since its owner is frozen or the file system knows none, goes on without: it
+    only makes it rare that two see each other, and both try again.
+    """
+    with os.fdopen(open_own(root / "leases.lock", os.O_RDWR), "r+") as lock:
+        deadline = time.monotonic() + _LOCK_S
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.02)
+                continue
+            except OSError:
+                pass
+            break
         yield
+
+
+def _read(path: Path) -> tuple[Any, int]:
+    """What a lease's file says, whoever wrote it, and when it was renewed, in nanoseconds of its file system."""
+    content = records.parse(read_regular(path, _MOST_BYTES))
+    return content, path.stat().st_mtime_ns
 
 
 def _named(name: str) -> str:
@@ -259,41 +292,23 @@ def _named(name: str) -> str:
     return name
 
 
+def run_folder(root: Path, run: str) -> Path:
+    """What belongs to one command of a store, and goes when it ends."""
+    return root / ".runs" / _named(run)
+
+
 def _stop_file(root: Path, run: str) -> Path:
-    return root / "leases" / f"{_named(run)}.stop"
+    return run_folder(root, run) / "stop"
 
 
-def _generations(place: Path) -> list[int]:
+def _remove(place: Path, token: str) -> None:
+    """A lease and what was told of its work; the lease last, since whoever is about to write asks for it."""
+    for path in [*place.glob(f"{token}.*"), place / token]:
+        path.unlink(missing_ok=True)
+
+
+def _tokens(place: Path) -> list[str]:
     try:
-        return sorted(int(name) for name in os.listdir(place) if name.isdigit())
+        return sorted(name for name in os.listdir(place) if _TOKEN.fullmatch(name))
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def _age(place: Path, path: Path) -> float:
-    """Seconds since a file was renewed, by the clock of its file system: machines' own may differ."""
-    probe = place.parent / f".clock-{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
-    try:
-        probe.touch()
-        return probe.stat().st_mtime - path.stat().st_mtime
-    finally:
-        probe.unlink(missing_ok=True)
-
-
-@cache
-def _machine() -> str:
-    """Within which a process number means one process: the boot, and the namespace of numbers."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}:{os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # not Linux: nobody counts as dead before its lease has run out
-        return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def _ticks(pid: int) -> str | None:
-    """When a process started, in ticks since boot; None if it is gone, or dead and not yet collected."""
-    try:
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if after_name[0] in "ZX" else after_name[19]

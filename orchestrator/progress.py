@@ -85,7 +85,12 @@ class Progress:
         row = self.rows[trial]
         if (row.state, row.holder) != ("elsewhere", holder):
             row.state, row.holder = "elsewhere", holder
-            self.say(f"{row.label}, seed {row.seed}: left to {holder}")
+            self.warn(trial, f"left to {holder}")
+
+    def warn(self, trial: str, sentence: str) -> None:
+        """A line about one trial."""
+        row = self.rows[trial]
+        self.say(f"{row.label}, seed {row.seed}: {sentence}")
 
     def say(self, sentence: str) -> None:
         """A line above what is live."""
@@ -107,7 +112,7 @@ class Progress:
     def finish(self, trial: str, error: str | None = None, notes: Sequence[str] = ()) -> None:
         row = self.rows[trial]
         for note in notes:
-            self.say(f"{row.label}, seed {row.seed}: {note}")
+            self.warn(trial, note)
         row.state = "failed" if error else "done"
         row.seconds = time.monotonic() - (row.started or time.monotonic())
         outcome = Text(f"failed: {error}", "red") if error else Text(f"done in {row.seconds:.0f} s", "green")

@@ -144,6 +144,8 @@ class Recipe(Config):
             raise ValueError(
                 f"batch_size: got {self.batch_size}, takes a multiple of resources.workers x gradient_cache = {parts}"
             )
+        if self.data.root is not None and "://" in self.data.root:  # which may hold keys, and names no folder
+            raise ValueError("data.root: got a URL, takes a folder that all nodes see")
         self.trial(seed=0)
         self.evaluation("subvector_probe")
         if unknown := sorted(set(self.toy) - set(ToyConfig.model_fields)):

@@ -6,8 +6,9 @@
     <root>/studies/<study>@<recipe>/report/
 
 `record.json` is written last and atomically: where it is, the work is done. It carries a checksum of itself and of
-the files beside it. What does not meet its checksum counts as not there: it is kept in <root>/damaged/ and its
-work is done again. Nothing is ever unpickled from a store.
+the files beside it. What does not meet its checksum, or says what `orchestrator.records` does not take, counts as not
+there: it is kept in <root>/damaged/ and its work is done again. A store may be anybody's: nothing is ever unpickled
+from it, and no link leads a write out of it.
 """
 
 from __future__ import annotations
@@ -17,38 +18,46 @@ import io
 import json
 import os
 import re
-import zipfile
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from orchestrator import records
 from orchestrator.errors import AblateError, SpecError
-from trainers.files import HISTORY, MODEL, SPECTRA, STATES, sha256_of, write_atomically
+from orchestrator.records import Arrays, Record, RecordError
+from orchestrator.untrusted import UntrustedFolder
+from trainers.files import (
+    HISTORY,
+    MODEL,
+    SPECTRA,
+    STATES,
+    open_own,
+    read_regular,
+    remove_partial,
+    sha256_of,
+    write_atomically,
+)
 
-Record = dict[str, Any]
-Arrays = dict[str, np.ndarray]
 ARRAYS = "arrays.npz"
 RECORD = "record.json"
 NOTES = "notes.jsonl"
 _WEIGHTS = f"checkpoints/{MODEL}"
 _SEALED = (ARRAYS, HISTORY, SPECTRA, _WEIGHTS)
 """Files whose checksums a record keeps, where they exist."""
+Guard = Callable[[], None]
 _KEY = re.compile(r"[0-9a-f]{20}")
 
 
-class Store:
-    """A store on a path that every worker sees.
-
-    Attributes:
-        damage: what was met and not believed since this object was made, and why; `set_aside_damaged` moves it.
-    """
+class Store(UntrustedFolder):
+    """A store on a path that every worker sees."""
 
     def __init__(self, root: Path | str) -> None:
-        self.root = Path(os.path.abspath(os.path.expanduser(root)))
-        self.damage: dict[Path, str] = {}
+        super().__init__(root)
         self._verified: dict[Path, tuple[int, int, str]] = {}  # size, time and checksum of what was read
 
     def prepare(self) -> None:
@@ -58,10 +67,17 @@ class Store:
             AblateError: the root can't be written.
         """
         try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self.refuse_links()
             for folder in ("trials", "evaluations", "studies"):
-                (self.root / folder).mkdir(parents=True, exist_ok=True)
+                (self.root / folder).mkdir(exist_ok=True)
         except OSError as error:
             raise SpecError(f"--store {self.root}: cannot be written: {error.strerror}") from None
+        if not os.access(self.root / "trials", os.W_OK):
+            raise SpecError(
+                f"--store {self.root}: cannot be written: a read-only file system, or another's folder; make it "
+                "writable, and the same command goes on"
+            )
 
     def require(self) -> None:
         """Refuse a store that isn't there, for verbs that only look.
@@ -71,17 +87,18 @@ class Store:
         """
         if not (self.root / "trials").is_dir():
             raise SpecError(f"--store {self.root}: no store there; `ablate run` makes one")
+        self.refuse_links()
 
     # --- places ---
 
     def trial_directory(self, key: str) -> Path:
-        return self.root / "trials" / _checked(key)
+        return self.inside(self.root / "trials" / _checked(key))
 
     def evaluation_directory(self, key: str) -> Path:
-        return self.root / "evaluations" / _checked(key)
+        return self.inside(self.root / "evaluations" / _checked(key))
 
     def report_directory(self, study_at_recipe: str) -> Path:
-        return self.root / "studies" / study_at_recipe / "report"
+        return self.inside(self.root / "studies" / study_at_recipe / "report")
 
     # --- trials ---
 
@@ -91,55 +108,60 @@ class Store:
 
     def trial_failure(self, key: str) -> Record | None:
         """Why the last attempt failed, at its training or, where there is a record, at an evaluation."""
-        failure = self._json(self.trial_directory(key) / "failure.json")
-        return failure if failure and "error" in failure else None
+        return self.read(self.trial_directory(key) / "failure.json", records.failure)
 
     def history(self, key: str) -> list[dict[str, float]]:
         """One entry per finished epoch, of a running trial too; none where the file was altered since."""
         path = self.trial_directory(key) / HISTORY
         record = self._record(path.parent)
-        if not path.exists() or (record is not None and not self._meets(path, record)):
+        if record is not None and not self._meets(path, record):
             return []
-        try:
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        except ValueError:
-            self.damage[path] = "not valid JSON lines"
-            return []
+        found: list[dict[str, float]] | None = self.read(path, records.history, records.parse_lines)
+        return found or []
 
     def note(self, key: str, text: str) -> None:
         """Keep a sentence about a trial that people should know and that did not end it."""
         line = json.dumps({"when": _now(), "text": text})
-        with (self.trial_directory(key) / NOTES).open("a", encoding="utf-8") as file:
+        with os.fdopen(open_own(self.trial_directory(key) / NOTES, os.O_WRONLY | os.O_APPEND), "w") as file:
             file.write(line + "\n")
 
     def notes(self, key: str) -> list[dict[str, str]]:
         """What was noted of a trial: `when` and `text`."""
         try:
-            lines = (self.trial_directory(key) / NOTES).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError):
+            lines = read_regular(self.trial_directory(key) / NOTES, records.MOST_BYTES).splitlines()
+        except OSError:
             return []
         found = []
         for line in lines:
-            try:
-                note = json.loads(line)
-                found.append({"when": str(note["when"]), "text": str(note["text"])})
-            except (ValueError, KeyError, TypeError):
-                continue  # cut off by a kill
+            with suppress(RecordError):  # cut off by a kill
+                found.append(records.note(records.parse(line)))
         return found
 
     def begin_trial(self, key: str, config: Record) -> Path:
-        """The trial's directory, with its configuration; what an earlier attempt left is kept to resume from."""
+        """The trial's directory, with its configuration; what an earlier attempt left is kept to resume from.
+
+        To be called under the trial's lease: files that a killed process left half written are removed.
+        """
         directory = self.trial_directory(key)
         directory.mkdir(parents=True, exist_ok=True)
+        for folder in (directory, self.inside(directory / "checkpoints")):
+            remove_partial(folder)
         _write(directory / "config.json", config)
         self.clear_failure(key)
         return directory
 
-    def commit_trial(self, key: str, record: Record, arrays: Arrays | None = None) -> None:
+    def commit_trial(
+        self, key: str, record: Record, arrays: Arrays | None = None, guard: Guard = lambda: None
+    ) -> None:
+        """Keep a finished trial's record, last; its states are needed no more.
+
+        Args:
+            guard: asked just before each file appears; raises where this process must not write.
+        """
         directory = self.trial_directory(key)
         if arrays is not None:
-            _write_arrays(directory / ARRAYS, arrays)
-        _write(directory / RECORD, _sealed(record, directory))
+            _write_arrays(directory / ARRAYS, arrays, guard)
+        _write(directory / RECORD, _sealed(record, directory), guard)
         for state in (directory / "checkpoints").glob(STATES):
             state.unlink(missing_ok=True)
         self.clear_failure(key)
@@ -173,21 +195,20 @@ class Store:
         """One line for every trial that was ever begun: its state, and why it failed."""
         for directory in sorted((self.root / "trials").glob("*")):
             key = directory.name
-            config = self._json(directory / "config.json") if _KEY.fullmatch(key) else None
+            config = self.read(directory / "config.json", _mapping) if _KEY.fullmatch(key) else None
             if config is None:
                 continue
             record, failure, history = self.trial_record(key), self.trial_failure(key), self.history(key)
             state = "failed" if failure else "finished" if record else "unfinished"
+            loss = history[-1].get("loss") if history else None
             yield {
                 "trial": key,
-                "recipe": record["recipe"] if record else "",
-                "head": config["head"]["kind"]
-                if "head" in config
-                else f"{len(config['cases'])} toy networks",
-                "seed": config["seed"],
+                "recipe": record.get("recipe", "") if record else "",
+                "head": _head(config),
+                "seed": config.get("seed"),
                 "state": state,
                 "epochs": f"{len(history)}/{config['epochs']}" if "epochs" in config else "",
-                "loss": f"{history[-1]['loss']:.4f}" if history else "",
+                "loss": "" if loss is None else f"{loss:.4f}",
                 "seconds": f"{record['seconds']:.1f}" if record else "",
                 "error": failure["error"] if failure else None,
             }
@@ -197,66 +218,54 @@ class Store:
         return [
             record["seconds"] / record["epochs"]
             for record in self.trial_records()
-            if record.get("recipe") == recipe
+            if record["kind"] == "trial" and record.get("recipe") == recipe
         ]
 
     def evaluation_seconds(self, recipe: str) -> list[float]:
         """Of every evaluation of a recipe's trials."""
         trials = {record["key"] for record in self.trial_records() if record.get("recipe") == recipe}
         folders = sorted((self.root / "evaluations").glob("*"))
-        records = [record for folder in folders if (record := self._record(folder))]
-        return [record["seconds"] for record in records if record.get("trial") in trials]
+        found = [self._record(folder, evaluation=True) for folder in folders if _KEY.fullmatch(folder.name)]
+        return [record["seconds"] for record in found if record and record.get("trial") in trials]
 
     # --- evaluations ---
 
     def evaluation_record(self, key: str) -> Record | None:
-        return _told(self._record(self.evaluation_directory(key), whole=True))
+        directory = self.evaluation_directory(key)
+        record = self._record(directory, evaluation=True)
+        if record is not None and not self._meets(directory / ARRAYS, record):
+            self.damage[directory / RECORD] = f"its {ARRAYS} is missing or was altered"
+            return None
+        return _told(record)
 
     def evaluation_arrays(self, key: str) -> Arrays | None:
-        return self._arrays(self.evaluation_directory(key))
+        return self._arrays(self.evaluation_directory(key), evaluation=True)
 
-    def commit_evaluation(self, key: str, config: Record, record: Record, arrays: Arrays) -> None:
+    def commit_evaluation(
+        self, key: str, config: Record, record: Record, arrays: Arrays, guard: Guard = lambda: None
+    ) -> None:
+        """Keep a measurement, its record last. Args: as of `commit_trial`."""
         directory = self.evaluation_directory(key)
         directory.mkdir(parents=True, exist_ok=True)
-        _write(directory / "config.json", config)
-        _write_arrays(directory / ARRAYS, arrays)
-        _write(directory / RECORD, _sealed(record, directory))
+        remove_partial(directory)
+        _write(directory / "config.json", config, guard)
+        _write_arrays(directory / ARRAYS, arrays, guard)
+        _write(directory / RECORD, _sealed(record, directory), guard)
 
     # --- what is not to be believed ---
 
-    def set_aside_damaged(self) -> list[str]:
-        """Move what was met and is damaged into <root>/damaged/; a sentence for each. Nothing is deleted."""
-        sentences = []
-        for path, reason in sorted(self.damage.items()):
-            relative = path.relative_to(self.root)
-            when = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
-            place = self.root / "damaged" / "-".join((*relative.parts, when))
-            try:
-                place.parent.mkdir(exist_ok=True)
-                path.rename(place)
-            except FileNotFoundError:  # another command was faster
-                continue
-            except OSError as error:
-                raise SpecError(f"--store {self.root}: cannot be written: {error.strerror}") from None
-            sentences.append(
-                f"{relative}: {reason}; set aside as damaged/{place.name}, its work is done again"
-            )
-        self.damage.clear()
-        return sentences
+    def _record(self, directory: Path, evaluation: bool = False) -> Record | None:
+        """A record that meets its checksum, and is one of what its folder is named for."""
 
-    def _record(self, directory: Path, whole: bool = False) -> Record | None:
-        """A record that meets its checksum; `whole`: and whose arrays do."""
-        path = directory / RECORD
-        record = self._json(path)
-        if record is None:
-            return None
-        if record.get("checksum") != _checksum(record):
-            self.damage[path] = "was altered, or is of an older version: it does not meet its checksum"
-            return None
-        if whole and not self._meets(directory / ARRAYS, record):
-            self.damage[path] = f"its {ARRAYS} is missing or was altered"
-            return None
-        return record
+        def checked(raw: Any) -> Record:
+            if not isinstance(raw, dict) or raw.get("checksum") != _checksum(raw):
+                raise RecordError("was altered, or is of an older version: it does not meet its checksum")
+            record = records.evaluation(raw) if evaluation else records.trial(raw)
+            if record["key"] != directory.name:
+                raise RecordError(f"is of another trial or evaluation, {record['key']}")
+            return record
+
+        return self.read(directory / RECORD, checked)
 
     def _meets(self, path: Path, record: Record) -> bool:
         """Whether a file beside a record is the one that it was written with."""
@@ -267,7 +276,7 @@ class Store:
             return sealed is None
         if sealed is None:
             return True
-        if status.st_size == sealed["bytes"]:
+        if status.st_size == sealed["bytes"] and stat.S_ISREG(status.st_mode):
             seen = self._verified.get(path)
             if seen is None or seen[:2] != (status.st_size, status.st_mtime_ns):
                 seen = self._verified[path] = (status.st_size, status.st_mtime_ns, sha256_of(path))
@@ -276,34 +285,26 @@ class Store:
         self.damage[path] = "was altered: it does not meet the checksum in its record"
         return False
 
-    def _arrays(self, directory: Path) -> Arrays | None:
+    def _arrays(self, directory: Path, evaluation: bool = False) -> Arrays | None:
         path = directory / ARRAYS
-        record = self._record(directory)
+        record = self._record(directory, evaluation)
         if record is not None and not self._meets(path, record):
             return None
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return dict(arrays)
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-            self.damage[path] = "not readable as arrays"
-            return None
+        return self.read(path, records.arrays, bytes, records.MOST_ARRAY_BYTES)
 
-    def _json(self, path: Path) -> Record | None:
-        try:
-            record = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise SpecError(f"--store: {path}: {error.strerror}") from None
-        except (ValueError, RecursionError):
-            self.damage[path] = "not valid JSON"
-            return None
-        if not isinstance(record, dict):
-            self.damage[path] = "not a record"
-            return None
-        return record
+
+def _mapping(raw: Any) -> Record:
+    if not isinstance(raw, dict):
+        raise RecordError("not a configuration")
+    return raw
+
+
+def _head(config: Record) -> str:
+    """What a configuration trains, in a word or two; whoever wrote it."""
+    cases, head = config.get("cases"), config.get("head")
+    if isinstance(cases, list):
+        return f"{len(cases)} toy networks"
+    return str(head.get("kind")) if isinstance(head, dict) else ""
 
 
 def _checked(key: str) -> str:
@@ -319,7 +320,7 @@ def _sealed(record: Record, directory: Path) -> Record:
         path = directory / name
         if path.is_file():
             files[name] = {"sha256": sha256_of(path), "bytes": path.stat().st_size}
-    record = {**record, "files": files}
+    record = {**records.plain(record), "files": files}
     return {**record, "checksum": _checksum(record)}
 
 
@@ -337,11 +338,11 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
-def _write_arrays(path: Path, arrays: Arrays) -> None:
+def _write_arrays(path: Path, arrays: Arrays, guard: Guard) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue(), guard)
 
 
-def _write(path: Path, content: Record) -> None:
-    write_atomically(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+def _write(path: Path, content: Record, guard: Guard = lambda: None) -> None:
+    write_atomically(path, json.dumps(content, indent=1, sort_keys=True) + "\n", guard)

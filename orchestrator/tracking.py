@@ -11,35 +11,36 @@ import fcntl
 import functools
 import json
 import math
+import os
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlparse
 
 from orchestrator.mlflow_access import (
     FILES,
     TrackedRecords,
     TrackingError,
+    all_runs,
     connect,
-    find_runs,
+    create_once,
+    delete_tag,
     is_remote,
     translated_errors,
 )
 from orchestrator.plan import Plan, StudyPlan
 from orchestrator.projection import Artifact, Point, RunContent, children, history_points, parent
 from orchestrator.report.content import make_report
-from orchestrator.report.escape import one_line
 from orchestrator.report.frames import Snapshot
-from orchestrator.report.tracked import redacted
 from orchestrator.store import Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-__all__ = ["BackgroundTracker", "SyncResult", "TrackedRecords", "Tracker", "TrackingError", "default_uri"]
+__all__ = ["SyncResult", "TrackedRecords", "Tracker", "TrackingError", "default_uri"]
 
 _BATCH = 1000
 _BATCH_OF_TAGS = 100
@@ -106,7 +107,7 @@ class Tracker:
             with translated_errors(self.uri):
                 client = connect(self.uri)
                 experiment = self._experiment(client, study.study.name)
-                runs = find_runs(client, experiment, study.name)
+                runs = self._runs(client, experiment, study.name)
                 parent_id, result = self._write(client, experiment, runs, top, links={})
                 for content in below:
                     _, done = self._write(
@@ -119,10 +120,24 @@ class Tracker:
         found = client.get_experiment_by_name(name)
         if found is None:
             place = None if is_remote(self.uri) else (self.store.root / "mlartifacts" / name).as_uri()
-            return str(client.create_experiment(name, artifact_location=place, tags=_EXPERIMENT_TAGS))
+
+            def find() -> str | None:
+                made = client.get_experiment_by_name(name)
+                return made.experiment_id if made else None
+
+            create = functools.partial(client.create_experiment, name, place, _EXPERIMENT_TAGS)
+            return str(create_once(create, find))
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
+
+    def _runs(self, client: MlflowClient, experiment: str, study: str) -> dict[str, Run]:
+        """The run of each trial; a second one is deleted."""
+        runs = all_runs(client, experiment, study)
+        for found in runs.values():
+            for surplus in found[1:]:
+                client.delete_run(surplus.info.run_id)
+        return {key: found[0] for key, found in runs.items()}
 
     def _write(
         self,
@@ -135,45 +150,51 @@ class Tracker:
         """One run, found again by its tags; its id and what was done."""
         run = runs.get(content.key)
         if run is not None:
-            done = SyncResult(unchanged=1)
-            if run.data.tags.get("projection") != content.hash:
-                self._update(client, run, content)
-                done = SyncResult(updated=1)
-            return run.info.run_id, done
+            right = {**links, "projection": content.hash}
+            if right.items() <= run.data.tags.items():
+                return run.info.run_id, SyncResult(unchanged=1)
+            self._update(client, run, content, links)
+            return run.info.run_id, SyncResult(updated=1)
         tags = links | {name: content.tags[name] for name in _IDENTITY if name in content.tags}
-        run = client.create_run(experiment, start_time=content.start, tags=tags, run_name=content.name)
-        self._update(client, run, content)
+        run = create_once(
+            lambda: client.create_run(experiment, content.start, tags, content.name),
+            lambda: self._runs(client, experiment, content.tags["study"]).get(content.key),
+        )
+        self._update(client, run, content, links)
         return run.info.run_id, SyncResult(created=1)
 
-    def _update(self, client: MlflowClient, run: Run, content: RunContent) -> None:
+    def _update(self, client: MlflowClient, run: Run, content: RunContent, links: dict[str, str]) -> None:
         """Write what differs. The hash goes last: an interrupted update is done again."""
         from mlflow.entities import Metric, Param, RunTag
 
         run_id, old = run.info.run_id, run.data
-        # a later revision has a higher step, so that a value that changed is the one that MLflow shows
-        revision = int(old.tags.get("revision", "-1")) + 1
-        points = _changed(old.metrics, content.metrics, revision)
-        record = self.store.trial_record(content.key) if content.key else None
-        tags = dict(content.tags)
-        if record and old.tags.get("history") != record["finished"]:
-            points += history_points(record, self.store.history(content.key))
-            tags["history"] = record["finished"]
+        # a later revision has a higher step, so that a value that changed is the one that MLflow shows; its number
+        # is taken before its points are written, lest one that was cut off and another value share a step
+        again = old.tags.get("begun") == content.hash
+        revision = int(old.tags.get("revision", "-1")) + (not again)
+        tags = {"revision": str(revision), "begun": content.hash} | links | content.tags
         params = [Param(name, value) for name, value in content.params.items() if name not in old.params]
-        for first in range(0, len(points), _BATCH):
-            batch = points[first : first + _BATCH]
-            client.log_batch(run_id, metrics=[Metric(*point) for point in batch])
         labels = [RunTag(name, value) for name, value in tags.items()]
         for first in range(0, max(len(params), len(labels)), _BATCH_OF_TAGS):
             last = first + _BATCH_OF_TAGS
             client.log_batch(run_id, params=params[first:last], tags=labels[first:last])
+        state = {"projection": content.hash}
+        points = _changed(old.metrics, content.metrics, revision)
+        record = self.store.trial_record(content.key) if content.key else None
+        if record and old.tags.get("history") != record["finished"]:
+            points += _lacking(client, run, history_points(record, self.store.history(content.key)))
+            state["history"] = record["finished"]
+        for first in range(0, len(points), _BATCH):
+            batch = points[first : first + _BATCH]
+            client.log_batch(run_id, metrics=[Metric(*point) for point in batch])
         for name in _stale_tags(old.tags, tags):
-            client.delete_tag(run_id, name)
-        files = _upload(client, run_id, content.artifacts)
+            delete_tag(client, run_id, name)
+        own = self.store.root if self.uri == default_uri(self.store) else None
+        files = _upload(client, run, content.artifacts, own)
         if content.status == "RUNNING":
             client.update_run(run_id, status=content.status)
         else:
             client.set_terminated(run_id, content.status, content.end)
-        state = {"revision": str(revision), "projection": content.hash}
         if content.key:
             state[FILES] = json.dumps(files)
         client.log_batch(run_id, tags=[RunTag(name, value) for name, value in state.items()])
@@ -194,11 +215,22 @@ def _changed(old: dict[str, float], new: dict[str, tuple[float, int]], revision:
     return points + [(name, math.nan, last, revision) for name in gone]
 
 
+def _lacking(client: MlflowClient, run: Run, points: list[Point]) -> list[Point]:
+    """Points that a run has not yet: a record that was made anew tells the same curves at other times."""
+    names = {name for name, *_ in points} & run.data.metrics.keys()
+    kept = [point for name in names for point in client.get_metric_history(run.info.run_id, name)]
+    known = {(point.key, point.step, _kept(point.value)) for point in kept}
+    return [point for point in points if (point[0], point[3], _kept(point[1])) not in known]
+
+
 def _same(stored: float, value: float) -> bool:
-    if math.isnan(value):
-        return math.isnan(stored)
-    largest = 1.7976931348623157e308  # MLflow keeps infinity as this
-    return stored == max(-largest, min(largest, value))
+    return _kept(stored) == _kept(value)
+
+
+def _kept(value: float) -> float | None:
+    """As MLflow keeps it, so that equal values compare equal: infinity is its largest number."""
+    largest = 1.7976931348623157e308
+    return None if math.isnan(value) else max(-largest, min(largest, value))
 
 
 def _stale_tags(old: dict[str, str], new: dict[str, str]) -> list[str]:
@@ -210,9 +242,10 @@ def _stale_tags(old: dict[str, str], new: dict[str, str]) -> list[str]:
     ]
 
 
-def _upload(client: MlflowClient, run_id: str, artifacts: dict[str, Artifact]) -> list[str]:
+def _upload(client: MlflowClient, run: Run, artifacts: dict[str, Artifact], base: Path | None) -> list[str]:
     """Make a run's files and give them to MLflow; the paths of those that there are."""
-    written = []
+    _refuse_other_places(run, artifacts, base)
+    run_id, written = run.info.run_id, []
     with tempfile.TemporaryDirectory(prefix="ablate-") as folder:
         for name, artifact in artifacts.items():
             content = artifact.make()
@@ -227,72 +260,29 @@ def _upload(client: MlflowClient, run_id: str, artifacts: dict[str, Artifact]) -
     return written
 
 
+def _refuse_other_places(run: Run, names: Iterable[str], base: Path | None) -> None:
+    """A database says where its runs' files lie, and may be anybody's: those of a store's own lie in the store."""
+    place = urlparse(run.info.artifact_uri)
+    if place.scheme not in ("", "file"):
+        return
+    folder = Path(unquote(place.path))
+    within = (base or folder).resolve()
+    for path in (folder, *(folder / name for name in names)):
+        if not path.resolve().is_relative_to(within):
+            raise TrackingError(
+                f"mlflow.db: a run keeps its files in {path}, outside of {within}; remove mlflow.db and mlartifacts, "
+                "and `ablate sync` makes them anew"
+            )
+
+
 @contextlib.contextmanager
 def _one_writer(store: Store) -> Iterator[None]:
     """Two commands on one store take turns: MLflow's first set-up of a database fails when done twice at once."""
     try:
         store.root.mkdir(parents=True, exist_ok=True)
-        lock = (store.root / "mlflow.lock").open("w")
+        lock = os.open(store.root / "mlflow.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise TrackingError(f"--store {store.root}: cannot be written: {error.strerror}") from None
-    with lock:
+    with os.fdopen(lock):
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-# --- beside a run -------------------------------------------------------------------------------
-
-
-class BackgroundTracker:
-    """Syncs a plan from a thread of its own while trials run; its errors reach nobody but `close`'s caller."""
-
-    def __init__(self, tracker: Tracker, plan: Plan) -> None:
-        self._tracker, self._plan = tracker, plan
-        self._wanted, self._closing = threading.Event(), threading.Event()
-        self._error: TrackingError | None = None
-        # a daemon: a server that hangs must not keep the command from ending
-        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-        self._thread.start()
-
-    def notify(self) -> None:
-        """Something was recorded; returns at once."""
-        self._wanted.set()
-
-    def close(self, timeout: float = 120.0) -> TrackingError | None:
-        """Sync a last time.
-
-        Returns:
-            What went wrong with the last sync, None if nothing did.
-        """
-        self._closing.set()
-        self._wanted.set()
-        self._thread.join(timeout)
-        if self._thread.is_alive():
-            where = redacted(self._tracker.uri)
-            return TrackingError(
-                f"MLflow at {where}: no answer in {timeout:g} s; the records are safe in the store"
-            )
-        return self._error
-
-    def _work(self) -> None:
-        self._try(self._tracker.prepare)
-        while True:
-            self._wanted.wait()
-            last = self._closing.is_set()
-            self._wanted.clear()
-            self._try(functools.partial(self._sync, last))
-            if last:
-                return
-
-    def _sync(self, final: bool) -> None:
-        for study in self._plan.studies:
-            self._tracker.sync(self._plan, study, final)
-
-    def _try(self, action: Callable[[], None]) -> None:
-        try:
-            action()
-            self._error = None
-        except TrackingError as error:
-            self._error = error
-        except Exception as error:  # whatever it is, trainings go on
-            self._error = TrackingError(f"tracking failed: {type(error).__name__}: {one_line(error)}")

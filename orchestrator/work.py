@@ -5,12 +5,10 @@ Both executors call the same two functions; only the TrialContext differs.
 
 from __future__ import annotations
 
-import errno
 import platform
 import resource
 import subprocess
 import time
-import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -30,11 +28,9 @@ from trainers.context import Interrupted, TrialContext
 from trainers.contrastive import load_model, make_reproducible, train
 from trainers.data.datasets import load_dataset
 from trainers.evaluate import PROBE_STATES, evaluate
-from trainers.files import MODEL
+from trainers.files import MODEL, sha256_of
 from trainers.theory import run_toys
 
-REMEDY_FOR_MEMORY = "lower batch_size, raise gradient_cache, or run fewer at once (--max-concurrent)"
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory")
 _PACKAGES = ("torch", "torchvision", "ray", "numpy", "mlflow", "pandas")
 
 
@@ -55,7 +51,9 @@ def train_trial(
     """
     assert isinstance(job.config, TrialConfig)
     started = _now()
-    directory = store.begin_trial(job.trial, job.config.model_dump(mode="json"))
+    directory = store.trial_directory(job.trial)
+    if context_fields.get("rank", 0) == 0:
+        store.begin_trial(job.trial, job.config.model_dump(mode="json"))
     context = TrialContext(
         directory=directory,
         report=report,
@@ -91,8 +89,7 @@ def train_trial(
     }
     if result.corrupt_images:
         record["corrupt_images"] = result.corrupt_images
-    fence.confirm()
-    store.commit_trial(job.trial, record)
+    store.commit_trial(job.trial, record, guard=fence.confirm)
 
 
 def has_good_model(trial: str, store: Store) -> bool:
@@ -131,12 +128,19 @@ def train_toys(job: Job, store: Store, fence: Fence, report: Callable[..., None]
         "cases": result.metrics,
         "environment": environment("inline", job, device),
     }
-    fence.confirm()
-    store.commit_trial(job.trial, record, result.arrays)
+    store.commit_trial(job.trial, record, result.arrays, fence.confirm)
 
 
 def evaluate_trial(job: Job, store: Store, fence: Fence, executor: str, device: torch.device) -> None:
     """Measure a trained trial; each evaluation is committed on its own."""
+    standing = _Standing(fence)
+    with standing:
+        _evaluate_trial(job, store, fence, executor, device, standing.beat)
+
+
+def _evaluate_trial(
+    job: Job, store: Store, fence: Fence, executor: str, device: torch.device, beat: Callable[[str], None]
+) -> None:
     assert isinstance(job.config, TrialConfig)
     directory = store.trial_directory(job.trial)
     context = TrialContext(directory=directory, device=device, threads=job.resources.cpus_per_worker)
@@ -153,9 +157,10 @@ def evaluate_trial(job: Job, store: Store, fence: Fence, executor: str, device: 
         loader_processes=job.resources.loader_processes,
         dataset=dataset,
         corrupt_images=job.limits.corrupt_images,
-        beat=partial(_beat_unless_stopped, fence),
-        note=partial(store.note, job.trial),
+        beat=beat,
+        note=lambda text: store.note(job.trial, f"evaluation: {text}"),
         states=directory / "checkpoints",
+        states_of=sha256_of(directory / "checkpoints" / MODEL),
         guard=fence.confirm,
     )
     for (key, protocol), result in zip(job.evaluations.items(), results, strict=True):
@@ -172,48 +177,35 @@ def evaluate_trial(job: Job, store: Store, fence: Fence, executor: str, device: 
             "seconds": time.perf_counter() - clock,  # the first also extracts the features
             "environment": environment(executor, job, device),
         }
-        fence.confirm()
-        store.commit_evaluation(key, config, record, result.arrays)
+        if result.corrupt_images:
+            record["corrupt_images"] = result.corrupt_images
+        store.commit_evaluation(key, config, record, result.arrays, fence.confirm)
         started, clock = _now(), time.perf_counter()
+    fence.confirm()
     for state in (directory / "checkpoints").glob(PROBE_STATES):
         state.unlink(missing_ok=True)
     store.clear_failure(job.trial)
 
 
-def _beat_unless_stopped(fence: Fence, where: str) -> None:
-    """An evaluation ends at once when asked to: what it has committed stays, and probes keep states of their own."""
-    fence.beat(where)
-    if fence.stopping():
-        raise Interrupted
+class _Standing:
+    """Tells where an evaluation stands, and gives what ends it a note of that."""
 
+    def __init__(self, fence: Fence) -> None:
+        self._fence, self._where = fence, "its evaluation"
 
-def failure(error: BaseException, raised: BaseException, where: str | None = None) -> dict[str, Any]:
-    """A failed attempt as it is kept beside the trial: one line for people, the traceback for us.
+    def beat(self, where: str) -> None:
+        """Ends the evaluation at once when asked to: what it committed stays, and probes keep states of their own."""
+        self._where = where
+        self._fence.beat(where)
+        if self._fence.stopping():
+            raise Interrupted
 
-    Args:
-        error: the cause, which people are shown.
-        raised: what arrived here, which may wrap it and hold the worker's traceback as text.
-        where: the work stood, such as "step 120"; told where the error itself does not.
-    """
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-    if isinstance(error, MemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY):
-        line = f"out of memory; {REMEDY_FOR_MEMORY}"
-    elif isinstance(error, OSError) and error.errno in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EROFS,
-        errno.EACCES,
-    ):
-        place = f" at {error.filename}" if error.filename else ""
-        line = f"{error.strerror}{place}; make the store writable and the same command goes on"
-    if where and "step" not in line:
-        line = f"{line} (at {where})"
-    return {
-        "error": line,
-        "type": type(error).__name__,
-        "traceback": "".join(traceback.format_exception(raised)),
-        "when": _now(),
-    }
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            error.add_note(self._where)
 
 
 def environment(executor: str, job: Job, device: torch.device) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from trainers.files import MODEL, STATES, put_in_place
+from trainers.files import MODEL, STATES, partial_name, put_in_place
 
 _KEPT = 2
 _CHECKSUM = "sha256"
@@ -43,6 +44,7 @@ class Progress:
 
     Attributes:
         corrupt: images that could not be decoded, sorted, on all ranks.
+        spectra: one entry per finished epoch, as `trainers.collapse` measures them; on rank 0.
         seconds: spent on the unfinished epoch.
         partial: what the unfinished epoch has summed up so far; empty between epochs.
     """
@@ -51,6 +53,7 @@ class Progress:
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     corrupt: list[str] = field(default_factory=list)
+    spectra: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     partial: dict[str, Tensor] = field(default_factory=dict)
 
@@ -91,6 +94,7 @@ def snapshot(
         "step": progress.step,
         "history": list(progress.history),
         "corrupt": list(progress.corrupt),
+        "spectra": list(progress.spectra),
         "seconds": progress.seconds,
         "optimizer_scalars": scalars,
         "scaler": scaler.state_dict(),
@@ -98,9 +102,13 @@ def snapshot(
     return Snapshot(progress.step, _copies(tensors), {"trial": trial, "progress": position})
 
 
-def write_state(directory: Path, state: Snapshot) -> Path:
-    """Write a state, and remove all but the newest two."""
-    path = _write(directory / STATES.replace("*", f"{state.step:09d}"), state.tensors, state.metadata)
+def write_state(directory: Path, state: Snapshot, guard: Callable[[], None] = lambda: None) -> Path:
+    """Write a state, and remove all but the newest two.
+
+    Args:
+        guard: asked just before it appears; raises where this process must not write.
+    """
+    path = _write(_place(directory, state.step), state.tensors, state.metadata, guard)
     for older in sorted(directory.glob(STATES))[:-_KEPT]:
         older.unlink(missing_ok=True)
     return path
@@ -112,7 +120,7 @@ class StateWriter:
     At the end of its `with`, all that was given is on disk, or was told not to be.
 
     Args:
-        guard: asked before each write; raises where another process has taken the trial over.
+        guard: asked before each state appears; raises where another process has taken the trial over.
     """
 
     def __init__(self, directory: Path, guard: Callable[[], None]) -> None:
@@ -155,9 +163,8 @@ class StateWriter:
 
     def _work(self, state: Snapshot) -> None:
         try:
-            self._guard()
             try:
-                write_state(self._directory, state)
+                write_state(self._directory, state, self._guard)
             except OSError as error:
                 raise StateError(self._sentence(state, error)) from error
         except BaseException as error:  # raised where the training can act on it
@@ -203,6 +210,42 @@ def load_state(
     return progress
 
 
+def load_same_state(
+    directory: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    patience: float = 60.0,
+) -> Progress:
+    """Put back, on another rank, the very state that rank 0 goes on from.
+
+    Args:
+        step: of that state; 0 where rank 0 starts anew.
+        patience: seconds for the file system to show the file here too.
+
+    Raises:
+        StateError: this rank does not see it, or not as rank 0 does.
+    """
+    if step == 0:
+        return Progress()
+    path, deadline = _place(directory, step), time.monotonic() + patience
+    while True:
+        try:
+            return _put_back(*read(path), model, optimizer, scaler)
+        except (FileNotFoundError, DamagedError) as error:
+            if time.monotonic() > deadline:
+                raise StateError(
+                    f"{path}: rank 0 goes on from it, and this one finds it missing or damaged ({error}); the store "
+                    "must be the same on all nodes"
+                ) from error
+            time.sleep(0.2)
+
+
+def _place(directory: Path, step: int) -> Path:
+    return directory / STATES.replace("*", f"{step:09d}")
+
+
 def set_aside(path: Path) -> None:
     """Keep a damaged file under a name that nothing reads."""
     path.replace(path.with_name(f"{path.name}.damaged"))
@@ -237,18 +280,26 @@ def _put_back(
         position["step"],
         position["history"],
         position["corrupt"],
+        position["spectra"],
         position["seconds"],
         _under("partial.", tensors),
     )
 
 
-def save_model(directory: Path, trial: dict[str, Any], model: nn.Module, told: dict[str, Any]) -> Path:
+def save_model(
+    directory: Path,
+    trial: dict[str, Any],
+    model: nn.Module,
+    told: dict[str, Any],
+    guard: Callable[[], None] = lambda: None,
+) -> Path:
     """Write the finished model (backbone, head, online probe) without optimizer or position.
 
     Args:
         told: what else a record is made of, for `told_of_model`.
+        guard: as of `write`.
     """
-    return write(directory / MODEL, dict(model.state_dict()), {"trial": trial, "told": told})
+    return write(directory / MODEL, dict(model.state_dict()), {"trial": trial, "told": told}, guard)
 
 
 def told_of_model(directory: Path) -> dict[str, Any] | None:
@@ -282,13 +333,21 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-def write(path: Path, tensors: dict[str, Tensor], content: dict[str, Any]) -> Path:
+def write(
+    path: Path,
+    tensors: dict[str, Tensor],
+    content: dict[str, Any],
+    guard: Callable[[], None] = lambda: None,
+) -> Path:
     """Write tensors and what else is told of them, with a checksum of both; `read` gives them back.
+
+    Args:
+        guard: asked just before the file appears; raises where this process must not write.
 
     Raises:
         OSError: it cannot be written.
     """
-    return _write(path, _copies(tensors), content)
+    return _write(path, _copies(tensors), content, guard)
 
 
 def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -309,26 +368,27 @@ def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, tensors: dict[str, Tensor], content: dict[str, Any]) -> Path:
+def _write(
+    path: Path, tensors: dict[str, Tensor], content: dict[str, Any], guard: Callable[[], None]
+) -> Path:
     """Contiguous tensors on the CPU, none sharing memory with another."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # a name of this process: one that was cut off from its lease may still be writing
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = partial_name(path)
     metadata = {key: json.dumps(value) for key, value in content.items()}
     metadata[_CHECKSUM] = _checksum(tensors, metadata)
     try:
         save_file(tensors, partial, metadata)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
+        guard()
         put_in_place(partial, path)
-    except SafetensorError as error:  # it wraps what the disk says
-        partial.unlink(missing_ok=True)
-        told = re.search(r"os error (\d+)", str(error))
+    except BaseException as error:
+        partial.unlink(missing_ok=True)  # it may be what fills the disk
+        if not isinstance(error, SafetensorError):
+            raise
+        told = re.search(r"os error (\d+)", str(error))  # it wraps what the disk says
         code = int(told[1]) if told else errno.EIO
         raise OSError(code, os.strerror(code) if told else str(error).splitlines()[0], str(path)) from None
-    except OSError:
-        partial.unlink(missing_ok=True)  # it may be what fills the disk
-        raise
     return path
 
 

@@ -7,9 +7,8 @@ the finished model; this shows when a run collapses.
 
 from __future__ import annotations
 
-import json
 from collections import deque
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +17,6 @@ from trainers.config import TrialConfig
 from trainers.context import TrialContext
 from trainers.distributed import gather_rows, rows_of_rank
 from trainers.evaluate.spectrum import rankme, spectrum
-from trainers.files import SPECTRA, write_atomically
 
 POINTS = 64
 """Of a spectrum at most so many singular values are written, at evenly spaced ranks."""
@@ -35,11 +33,11 @@ class CollapseWatch:
 
     Args:
         config: of the trial.
-        context: of this rank; rank 0 writes `spectra.jsonl` into its directory.
+        context: of this rank.
         has_embedding: z is to be measured beside r. Without, r stands for both: there is no head, or one that
             draws other features each step, whose embeddings of different steps have no spectrum together.
-        first_epoch: to be measured; what the file says of it and of later ones, before a restart, is dropped.
-        before: of `state`, if training goes on within that epoch.
+        spectra: gets an entry for each epoch, on rank 0.
+        before: of `state`, if training goes on within an epoch.
     """
 
     def __init__(
@@ -47,15 +45,14 @@ class CollapseWatch:
         config: TrialConfig,
         context: TrialContext,
         has_embedding: bool,
-        first_epoch: int,
+        spectra: list[dict[str, Any]],
         before: dict[str, Tensor] | None = None,
     ) -> None:
         self._config, self._context, self._has_embedding = config, context, has_embedding
         self._images = min(context.watched_images, 2 * config.backbone.representation_dim)
         batches = -(-self._images // config.batch_size)  # whole ones that reach back over these images
         self._batches: deque[tuple[Tensor, ...]] = deque(maxlen=batches)
-        self._path = context.directory / SPECTRA
-        self._lines = _lines_before(first_epoch, self._path) if context.rank == 0 else []
+        self._spectra = spectra
         if before and "watched" in before:
             parts = config.gradient_cache
             rows = rows_of_rank(config.batch_size, context.rank, context.world_size, parts)
@@ -70,7 +67,7 @@ class CollapseWatch:
 
     @torch.no_grad()
     def measure(self, epoch: int) -> dict[str, float]:
-        """RankMe of r and z, the same on all ranks; their spectra as a line of the file; forgets the epoch.
+        """RankMe of r and z, the same on all ranks; their spectra as one more entry; forgets the epoch.
 
         Called by all ranks, for one exchange. At D = 2048 and 1024 images it takes a second of CPU time.
         Features that are not finite give nothing: they may lie where the loss does not look.
@@ -86,7 +83,7 @@ class CollapseWatch:
         if self._context.rank == 0:
             spectra = [_points(spectrum(x), *f.shape) for x, f in zip(rotated, features, strict=True)]
             r, z = spectra[0], spectra[-1]
-            line = {
+            entry = {
                 "epoch": epoch,
                 "images": len(features[0]),
                 "dim": features[0].shape[1],
@@ -96,8 +93,7 @@ class CollapseWatch:
                 "embedding_ranks": z[0],
                 "embedding": z[1],
             }
-            self._lines.append(json.dumps(line) + "\n")
-            write_atomically(self._path, "".join(self._lines))
+            self._spectra.append(entry)
         return {"representation_rankme": values[0], "embedding_rankme": values[-1]}
 
     def state(self) -> dict[str, Tensor]:
@@ -140,10 +136,3 @@ def _points(singular_values: Tensor, images: int, dim: int) -> tuple[list[int], 
     ranks = torch.linspace(1, count, min(POINTS, count), dtype=torch.float64).round().long()
     logs = singular_values[ranks - 1].clamp(min=FLOOR).log10()
     return ranks.tolist(), [round(value, 4) for value in logs.tolist()]
-
-
-def _lines_before(epoch: int, path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [line for line in lines if json.loads(line)["epoch"] < epoch]

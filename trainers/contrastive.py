@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -32,8 +32,8 @@ from trainers.context import Interrupted, TrialContext
 from trainers.data.corrupt import CorruptImages
 from trainers.data.datasets import Dataset, load_dataset
 from trainers.data.loader import ViewLoader
-from trainers.distributed import gather_rows, synchronise_batch_norm
-from trainers.files import HISTORY, MODEL, write_atomically
+from trainers.distributed import from_rank_0, gather_rows, synchronise_batch_norm
+from trainers.files import HISTORY, MODEL, SPECTRA, write_atomically
 from trainers.gradient_cache import backward_in_parts
 from trainers.heads import build_head
 from trainers.lars import build_optimizer
@@ -168,11 +168,11 @@ def train(config: TrialConfig, context: TrialContext) -> TrainingResult:
     optimizer = build_optimizer(config.optimizer, model.parameters())
     scaler = torch.amp.GradScaler(context.device.type, enabled=config.precision == "fp16")
     trial = config.model_dump(mode="json")
-    progress = checkpoint.load_state(states, model, optimizer, scaler, _note_on_rank_0(context))
+    progress = _resume(states, model, optimizer, scaler, context)
     writer = StateWriter(states, context.guard)
     parallel = _parallelise(model, context)
     cast = partial(autocast, config.precision, context.device)
-    watch = CollapseWatch(config, context, not model.head.evaluates_to_r, progress.epoch, progress.partial)
+    watch = CollapseWatch(config, context, not model.head.evaluates_to_r, progress.spectra, progress.partial)
     corrupt = CorruptImages(
         dataset.train, dataset.root, context.corrupt_images, context.note, progress.corrupt
     )
@@ -238,8 +238,7 @@ def train(config: TrialConfig, context: TrialContext) -> TrainingResult:
             progress.history.append(metrics)
             progress.seconds, progress.partial = 0.0, {}
             if context.rank == 0:
-                context.guard()
-                _write_history(context.directory, progress.history)
+                _write_course(context, progress.history, progress.spectra)
                 writer.save(checkpoint.snapshot(trial, progress, model, optimizer, scaler))
             pace.saved()
             context.report(metrics)
@@ -251,21 +250,31 @@ def train(config: TrialConfig, context: TrialContext) -> TrainingResult:
         progress.history[-1], progress.history, states / MODEL, fingerprint, progress.corrupt
     )
     if context.rank == 0:
-        context.guard()
-        checkpoint.save_model(states, trial, model, _told(result))
+        told = {
+            "history": result.history,
+            "spectra": progress.spectra,
+            "fingerprint": fingerprint,
+            "corrupt": progress.corrupt,
+        }
+        checkpoint.save_model(states, trial, model, told, context.guard)
     return result
 
 
 @contextmanager
 def _naming_the_step(progress: Progress) -> Iterator[None]:
+    """What ends the training inside gets a note: "step N"."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if type(error) is RuntimeError and "can't allocate memory" not in str(error):
+    except Exception as error:
+        told: Exception = error
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error):
+            told = TrainingMemoryError(
+                f"out of memory at step {progress.step}; lower batch_size or raise gradient_cache"
+            )
+        told.add_note(f"step {progress.step}")
+        if told is error:
             raise
-        raise TrainingMemoryError(
-            f"out of memory at step {progress.step}; lower batch_size or raise gradient_cache"
-        ) from error
+        raise told from error
 
 
 def _stop(progress: Progress, writer: StateWriter, context: TrialContext) -> NoReturn:
@@ -275,33 +284,41 @@ def _stop(progress: Progress, writer: StateWriter, context: TrialContext) -> NoR
     raise Interrupted(f"stopped at step {progress.step}")
 
 
-def _told(result: TrainingResult) -> dict[str, Any]:
-    return {
-        "history": result.history,
-        "fingerprint": result.dataset_fingerprint,
-        "corrupt": result.corrupt_images,
-    }
-
-
 def _finished(states: Path, config: TrialConfig, context: TrialContext) -> TrainingResult | None:
-    """The result of a training that ended and was not recorded, or whose record was lost; from its model's file."""
-    try:
-        told = checkpoint.told_of_model(states)
-    except DamagedError as error:
-        if context.rank == 0:
+    """The result of a training that ended and was not recorded, or whose record was lost; from its model's file.
+
+    As rank 0 finds it: what a network file system shows the others may be older.
+    """
+    told = None
+    if context.rank == 0:
+        try:
+            told = checkpoint.told_of_model(states)
+        except DamagedError as error:
             checkpoint.set_aside(states / MODEL)
             context.note(f"{MODEL} {error}; set aside, the trial is trained again")
-        return None
+    told = from_rank_0(told, context.device)
     if told is None or len(told["history"]) != config.epochs:
         return None
-    if context.rank == 0:
-        _write_history(context.directory, told["history"])
     history = told["history"]
+    if context.rank == 0:
+        _write_course(context, history, told["spectra"])
     return TrainingResult(history[-1], history, states / MODEL, told["fingerprint"], told["corrupt"])
 
 
-def _note_on_rank_0(context: TrialContext) -> Callable[[str], None] | None:
-    return context.note if context.rank == 0 else None
+def _resume(
+    states: Path,
+    model: ContrastiveModel,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    context: TrialContext,
+) -> Progress:
+    """Every rank goes on from the state that rank 0 chose."""
+    if context.rank == 0:
+        progress = checkpoint.load_state(states, model, optimizer, scaler, context.note)
+        from_rank_0(progress.step, context.device)
+        return progress
+    step = from_rank_0(None, context.device)
+    return checkpoint.load_same_state(states, step, model, optimizer, scaler)
 
 
 def build_model(config: TrialConfig, dataset: Dataset, context: TrialContext) -> ContrastiveModel:
@@ -354,9 +371,14 @@ def _mean_labelled(labels: torch.Tensor) -> torch.Tensor:
     return count.clamp(min=1)
 
 
-def _write_history(directory: Path, history: list[dict[str, float]]) -> None:
-    lines = [json.dumps(entry) for entry in history]
-    write_atomically(directory / HISTORY, "\n".join(lines) + "\n")
+def _write_course(
+    context: TrialContext, history: list[dict[str, float]], spectra: list[dict[str, Any]]
+) -> None:
+    """What of a training people look at while it goes on, a line for each epoch."""
+    for name, entries in ((HISTORY, history), (SPECTRA, spectra)):
+        if entries:
+            lines = "".join(json.dumps(entry) + "\n" for entry in entries)
+            write_atomically(context.directory / name, lines, context.guard)
 
 
 class _Totals:

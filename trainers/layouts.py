@@ -118,7 +118,7 @@ def _from_safetensors(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path}: its trial is not one that this version knows ({field}: {first['msg']})"
         ) from None
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: its metadata are damaged ({_first_line(error)})") from None
     if progress is not None:
         tensors = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}

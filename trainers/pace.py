@@ -38,7 +38,9 @@ class Pace:
             return "go on"
         seconds = max(time.monotonic() - self._met, 1e-6)
         interval = min(self._context.state_seconds or _AGREE_EVERY_S, _AGREE_EVERY_S)
-        ahead = max(1, min(_MOST_STEPS, round(interval * self._steps_since / seconds)))
+        ahead = round(interval * self._steps_since / seconds)
+        # no more than twice as many as last time: steps may become a thousand times slower
+        ahead = max(1, min(_MOST_STEPS, 2 * self._steps_since, ahead))
         told = torch.tensor([_WISHES.index(self._own()) if self._context.rank == 0 else 0, ahead])
         told = told.to(self._context.device)
         torch.distributed.broadcast(told, src=0)

@@ -14,6 +14,7 @@ from torchvision.models import resnet
 
 from trainers.backbones import build_backbone
 from trainers.config import TrialConfig
+from trainers.files import partial_name
 from trainers.heads import Head, build_head
 from trainers.layouts import Checkpoint, CheckpointError, State, some, where, without_classifier
 from trainers.randomness import generator
@@ -96,8 +97,8 @@ def save_backbone(
 
 
 def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.open("wb").close()  # an OSError in the words of the system: torch and safetensors have their own
+    partial = partial_name(path)
+    partial.open("xb").close()  # an OSError in the words of the system: torch and safetensors have their own
     try:
         write(partial)
         with partial.open("rb") as file:

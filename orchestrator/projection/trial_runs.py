@@ -14,10 +14,10 @@ import numpy as np
 from orchestrator.plan import Plan, PlannedCell, StudyPlan
 from orchestrator.projection.content import TAG_LIMIT, Artifact, Point, RunContent, canonical, milliseconds
 from orchestrator.projection.parameters import ABSENT, parameters
+from orchestrator.records import Arrays, Record
 from orchestrator.report.escape import one_line
 from orchestrator.report.frames import Records, metric_name
 from orchestrator.report.statistics import mean_interval
-from orchestrator.store import Arrays, Record
 from trainers.config import ToyRun, TrialConfig
 from trainers.files import HISTORY, SPECTRA
 
@@ -134,10 +134,11 @@ def _tell_toys(
     names = {cell.case: cell.cell for cell in reversed(cells)}
     facts.metrics = {
         f"theory/{names[case]}/{metric.removeprefix('theory/')}": (mean_interval(values).mean, when)
-        for case, metrics in enumerate(record["cases"])
+        for case, metrics in enumerate(record.get("cases", []))
+        if case in names
         for metric, values in metrics.items()
     }
-    toys = {"config": record["config"], "cases": record["cases"]}
+    toys = {"config": record["config"], "cases": record.get("cases", [])}
     facts.artifacts[TOYS] = Artifact(finished, lambda: canonical(toys))
     facts.artifacts[arrays_path(key)] = Artifact(finished, functools.partial(_npz, records.trial_arrays, key))
 

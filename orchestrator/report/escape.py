@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 _ALL = 10_000
 
 # what spreadsheets take for the start of a formula, and its full-width twins
@@ -39,10 +41,13 @@ def one_line(text: object, limit: int = 300) -> str:
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
 
+# where the list separator is a semicolon, a cell starts behind each
+_CELL_START = re.compile(rf"(^|;\s*)(?=[{re.escape(''.join(_FORMULA))}])")
+
+
 def csv_text(text: str) -> str:
     """Text that no spreadsheet takes for a formula: an apostrophe goes before what would start one."""
-    flat = one_line(text, _ALL)
-    return f"'{flat}" if flat.startswith(_FORMULA) else flat
+    return _CELL_START.sub(r"\1'", one_line(text, _ALL))
 
 
 def markdown(text: str) -> str:

@@ -10,8 +10,8 @@ import pandas as pd
 
 from orchestrator.exhibits import Table, TableRow
 from orchestrator.plan import PlannedCell, StudyPlan
+from orchestrator.records import Arrays, Record
 from orchestrator.report.escape import one_line
-from orchestrator.store import Arrays, Record
 
 COLUMNS = ("study", "cell", "label", "recipe", "seed", "trial", "metric", "value", "paper")
 SHOWN_OF_TRAINING = ("loss", "online_top1")
@@ -142,12 +142,17 @@ def _cell_metrics(cell: PlannedCell, records: Records) -> dict[str, float]:
     if record is None:
         return {}
     if cell.case is not None:
-        return {metric: values[cell.seed] for metric, values in sorted(record["cases"][cell.case].items())}
+        # a record under this key may be anybody's, of other networks than these
+        cases = record.get("cases", [])
+        own = cases[cell.case] if cell.case < len(cases) else {}
+        return {
+            metric: values[cell.seed] for metric, values in sorted(own.items()) if cell.seed < len(values)
+        }
     metrics = {
         metric_name(kind, name): value
         for kind, key in cell.evaluations.items()
         if (evaluation := records.evaluation_record(key))
         for name, value in sorted(evaluation["metrics"].items())
     }
-    trained = record["metrics"]
+    trained = record.get("metrics", {})
     return metrics | {f"pretrain/{name}": trained[name] for name in SHOWN_OF_TRAINING if name in trained}

@@ -7,8 +7,8 @@ from math import fsum
 from typing import Any
 
 from orchestrator.plan import Plan, PlannedCell, StudyPlan
+from orchestrator.records import Record
 from orchestrator.report.frames import Hole, Records
-from orchestrator.store import Record
 from trainers.config import ToyRun
 
 _NO_HARDWARE = ("versions", "commit", "peak_memory_bytes", "executor")

@@ -75,6 +75,8 @@ def write(report: Report, directory: Path) -> None:
         for name, content in contents.items():
             path = directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.parent.resolve().is_relative_to(directory.resolve()):
+                raise AblateError(f"report {directory}: {path.parent.name} leads out of it; remove that link")
             write_atomically(path, content)
     except OSError as error:
         raise AblateError(f"report {directory}: cannot be written: {error.strerror}") from None

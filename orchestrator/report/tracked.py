@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from urllib.parse import quote
 
 from orchestrator.plan import StudyPlan
+from orchestrator.redaction import HIDDEN, redacted
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,6 @@ def tracked(uri: str, study: StudyPlan) -> Tracked:
     if not uri.startswith(("http://", "https://")):
         return Tracked(f"{runs}; `ablate ui` shows them.")
     search = f"/#/experiments?experimentSearchFilter={quote(study.study.name)}"
-    return Tracked(f"{runs}.", redacted(uri).replace("***@", "").rstrip("/") + search)
-
-
-def redacted(text: str) -> str:
-    """A URI, or text with URIs in it, without users, passwords and queries."""
-    return re.sub(r"(//[^\s?]*)\?\S*", r"\1", re.sub(r"//[^/@\s]+@", "//***@", text))
+    return Tracked(
+        f"{runs}.", quote(redacted(uri).replace(f"{HIDDEN}@", "").rstrip("/"), safe=":/[]%~@+,;=&") + search
+    )

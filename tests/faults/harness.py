@@ -90,14 +90,14 @@ class Run:
             raise AssertionError(f"no end in {timeout} s:\n{said(process)}") from None
 
     def processes(self) -> list[psutil.Process]:
-        """Everything alive that this run started, on whatever node of this machine."""
-        return [process for process in psutil.process_iter() if _tag(process) == self.tag]
+        """Everything alive that this run started itself, its local Ray included."""
+        return tagged(self.tag)
 
     def holders(self) -> dict[str, int]:
         """Trial -> process that holds its lease."""
         found = {}
         for path in self.store.glob("leases/*/*"):
-            if path.suffix or not path.name.isdigit():
+            if path.suffix:  # of where the work stands
                 continue
             with suppress(OSError, ValueError, KeyError):
                 found[path.parent.name] = int(json.loads(path.read_text())["pid"])
@@ -105,6 +105,33 @@ class Run:
 
     def await_lease(self, process: subprocess.Popen[str], timeout: float = 120) -> dict[str, int]:
         return await_true(self.holders, timeout, lambda: _running(process))
+
+
+def tagged(tag: str) -> list[psutil.Process]:
+    """Everything alive that was started with this tag in its environment, or below something that was."""
+    return [process for process in psutil.process_iter() if _tag(process) == tag]
+
+
+def at_work(tag: str) -> list[psutil.Process]:
+    """Ray's actors and tasks among them: what Ray names `ray::…` while it is not idle."""
+    found = []
+    for process in tagged(tag):
+        with suppress(psutil.Error):
+            name = " ".join(process.cmdline())
+            if name.startswith("ray::") and "IDLE" not in name:
+                found.append(process)
+    return found
+
+
+@contextmanager
+def started(run: Run) -> Iterator[subprocess.Popen[str]]:
+    """A command that is killed if the test fails before its end."""
+    process = run.start()
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            end_tree(process.pid)
 
 
 def said(process: subprocess.Popen[str]) -> str:
@@ -191,15 +218,23 @@ def leftovers(run: Run, timeout: float = 30) -> list[str]:
         with suppress(psutil.Error):
             left.append(f"process {process.pid} {' '.join(process.cmdline())[:80]}")
     left += [f"lease {path.relative_to(run.store)}" for path in run.store.glob("leases/*")]
-    return left + [f"{path.relative_to(run.store)}" for path in run.store.glob(".t*/*")]
+    scratch = {path for path in run.store.glob(".runs/**/*") if path.name not in ("leases", "leases.lock")}
+    return left + sorted(str(path.relative_to(run.store)) for path in scratch)
+
+
+_TOKEN = uuid.uuid4().hex * 2
+"""One for all clusters of a test process: Ray reads it once."""
 
 
 @contextmanager
 def standing_cluster(*cpus: int, tag: str) -> Iterator[Any]:
-    """A Ray cluster of simulated nodes on this machine: a head without CPUs, and one node for each number."""
-    token = uuid.uuid4().hex * 2
+    """A Ray cluster of simulated nodes on this machine: a head without CPUs, and one node for each number.
+
+    Args:
+        tag: in the environment of all its processes.
+    """
     before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "ABLATE_FAULT_TAG")}
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "ABLATE_FAULT_TAG": tag}
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, "ABLATE_FAULT_TAG": tag}
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(

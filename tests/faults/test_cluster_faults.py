@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from harness import Run, await_true, differences, leftovers, outcome, said, standing_cluster
+from harness import SMALL, Run, at_work, await_true, differences, leftovers, outcome, said, standing_cluster
 
 pytestmark = [pytest.mark.faults, pytest.mark.cluster]
 
@@ -33,8 +33,7 @@ def test_nodes_that_go_take_no_trial_with_them(tmp_path: Path, told: Told) -> No
         process = run.start()
         holders = await_true(lambda: len(run.holders()) >= 2 and run.holders(), 180)
         raylets = {node.all_processes["raylet"][0].process.pid: node for node in cluster.worker_nodes}
-        driver = psutil.Process(next(iter(holders.values())))
-        lost = next(raylets[parent.pid] for parent in driver.parents() if parent.pid in raylets)
+        lost = raylets[raylet_of(psutil.Process(next(iter(holders.values()))), raylets)]
         cluster.remove_node(lost, allow_graceful=False)
         went = time.monotonic()
         time.sleep(2)
@@ -51,6 +50,63 @@ def test_nodes_that_go_take_no_trial_with_them(tmp_path: Path, told: Told) -> No
     )
 
 
+def test_the_node_of_one_worker_of_a_gang_goes_and_the_gang_goes_on(tmp_path: Path, told: Told) -> None:
+    gang = ("--executor", "train", "--set", "resources.workers=2", "--seeds", "0")
+    undisturbed = Run(tmp_path / "undisturbed", gang)
+    assert undisturbed.finish()[0] == 0
+    run = Run(tmp_path / "run", gang)
+    with standing_cluster(1, 1, 1, tag="gang nodes") as cluster:
+        run.arguments += ("--address", cluster.address)
+        process = run.start()
+        await_true(lambda: list(run.store.glob("trials/*/checkpoints/state-*")), 180)
+        raylets = {node.all_processes["raylet"][0].process.pid: node for node in cluster.worker_nodes}
+        workers = [one for one in at_work("gang nodes") if "RayTrainWorker" in " ".join(one.cmdline())]
+        drivers = {raylet_of(psutil.Process(pid), raylets) for pid in run.holders().values()}
+        nodes = [raylets[pid] for one in workers if (pid := raylet_of(one, raylets)) not in drivers and pid]
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        went = time.monotonic()
+        assert process.wait(400) == 0, said(process)
+        took = time.monotonic() - went
+        assert differences(outcome(run.store), outcome(undisturbed.store)) == []
+        assert leftovers(run) == []
+    told(
+        "the node of one worker of a gang of two goes (`train`)",
+        "the steps since the last state; equal to the bit",
+        f"{took:.0f} s from the loss to the end of the study on a third node",
+    )
+
+
+def test_a_changed_study_on_another_cluster_does_just_what_is_missing(tmp_path: Path, told: Told) -> None:
+    run = Run(tmp_path / "run", ("--seeds", "0"))
+    process = run.start()
+    await_true(lambda: trained(run) == 1, 120)  # and killed while it is measured, tracked or reported
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(30)
+    before = {path: path.stat().st_mtime_ns for path in run.store.glob("trials/*/record.json")}
+    line = "  - {name: half, label: one half, set: {head: {kind: subvector, d0: 0.5}}}\n"
+    whole = "  - {name: whole, label: all of it, set: {head: {kind: none}}}\n"
+    (run.folder / "faulty.yaml").write_text(run.study.replace(line, line + whole))
+    with standing_cluster(2, tag="changed") as cluster:
+        run.arguments = ("--seeds", "0,1", "--address", cluster.address)
+        code, text = run.finish()
+    assert code == 0, text
+    assert "3 to train" in text
+    assert trained(run) == 4
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items())
+    assert leftovers(run) == []
+    told(
+        "kill -9 after the first record; then a cell and a seed more, on another cluster",
+        "nothing; 3 of 4 trials are trained, the first is kept",
+        "the changed command goes on",
+    )
+
+
+def raylet_of(process: psutil.Process, raylets: dict[int, object]) -> int | None:
+    """Which node of a simulated cluster a process runs on."""
+    return next((parent.pid for parent in process.parents() if parent.pid in raylets), None)
+
+
+@pytest.mark.short
 def test_two_orchestrators_share_the_work(tmp_path: Path, told: Told) -> None:
     seeds = ("--seeds", "0,1,2,3")
     undisturbed = Run(tmp_path / "undisturbed", seeds)
@@ -70,11 +126,17 @@ def test_two_orchestrators_share_the_work(tmp_path: Path, told: Told) -> None:
     told("two commands started at once on one store", "nothing; each trial was trained once", "none needed")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGINT, marks=pytest.mark.short), signal.SIGTERM],
+    ids=["ctrl-c", "sigterm"],
+)
 def test_a_signal_ends_the_command_soon_with_all_states_saved(
     tmp_path: Path, told: Told, number: signal.Signals
 ) -> None:
-    sets = (*Run(tmp_path / "x").sets[:-1], "epochs=40", "limits.state_seconds=3600")
+    steps = 160  # of an epoch: a state at its end by chance is unlikely
+    changes = ("data.train_images=1280", "batch_size=8", "epochs=12", "limits.state_seconds=3600")
+    sets = (*SMALL, *changes)
     undisturbed = Run(tmp_path / "undisturbed", ("--seeds", "0"), sets)
     assert undisturbed.finish()[0] == 0
     run = Run(tmp_path / "run", ("--seeds", "0"), sets)
@@ -88,7 +150,8 @@ def test_a_signal_ends_the_command_soon_with_all_states_saved(
     assert code == 130, said(process)
     assert "interrupted; the same command goes on from here" in said(process)
     assert leftovers(run) == []
-    assert list(run.store.glob("trials/*/checkpoints/state-*.safetensors"))
+    saved = max(run.store.glob("trials/*/checkpoints/state-*.safetensors"))
+    assert int(saved.stem.split("-")[1]) % steps != 0, "saved for the signal, within an epoch"
     code, text = run.finish()
     assert code == 0, text
     assert differences(outcome(run.store), outcome(undisturbed.store)) == []

@@ -13,23 +13,60 @@ from pathlib import Path
 
 import psutil
 import pytest
-from harness import Run, await_true, differences, end_tree, leftovers, outcome, said, standing_cluster
+from harness import (
+    Run,
+    at_work,
+    await_true,
+    differences,
+    end_tree,
+    leftovers,
+    outcome,
+    said,
+    standing_cluster,
+)
 
 pytestmark = [pytest.mark.faults, pytest.mark.cluster]
 
+Told = Callable[[str, str, str], None]
+
 INLINE = ("--executor", "inline")
-TRAIN = ("--executor", "train", "--set", "resources.workers=2", "--set", "epochs=3")
+TRAIN = ("--executor", "train", "--set", "resources.workers=2", "--set", "epochs=6")
+CLUSTER = "cluster of gangs"
 
 
-def reference(folder: Path, arguments: tuple[str, ...], seeds: int) -> Run:
-    run = Run(folder, (*arguments, "--seeds", ",".join(map(str, range(seeds)))))
-    code, text = run.finish(900)
+@pytest.fixture(scope="module")
+def kills(pytestconfig: pytest.Config) -> int:
+    """Of each of the five campaigns here."""
+    return max(1, pytestconfig.getoption("--kills") // 5)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, kills: int) -> Run:
+    """Single-worker trials that nothing happened to, of as many seeds as any campaign has."""
+    return reference(tmp_path_factory.mktemp("undisturbed"), INLINE, max(kills, 4))
+
+
+@pytest.fixture(scope="module")
+def undisturbed_gangs(tmp_path_factory: pytest.TempPathFactory, kills: int) -> Run:
+    return reference(tmp_path_factory.mktemp("undisturbed"), TRAIN, kills)
+
+
+def seeds(count: int) -> tuple[str, str]:
+    return "--seeds", ",".join(map(str, range(count)))
+
+
+def reference(folder: Path, arguments: tuple[str, ...], count: int) -> Run:
+    run = Run(folder, (*arguments, *seeds(count)))
+    code, text = run.finish(1500)
     assert code == 0, text
     return run
 
 
-def check(run: Run, undisturbed: Run) -> None:
-    assert differences(outcome(run.store), outcome(undisturbed.store)) == []
+def check(run: Run, undisturbed: Run, trials: int) -> None:
+    found = outcome(run.store)
+    assert len(list(run.store.glob("trials/*/record.json"))) == trials
+    expected = {key: part for key, part in outcome(undisturbed.store).items() if key in found}
+    assert differences(found, expected) == []
     assert leftovers(run) == []
     assert not list(run.store.glob("damaged/*"))
 
@@ -71,20 +108,21 @@ def the_trial(run: Run, holder: int) -> list[int]:
 
 
 def a_train_worker(run: Run, holder: int) -> list[int]:
-    with suppress(psutil.Error):
-        named = [(p.pid, " ".join(p.cmdline())) for p in run.processes()]
-        return [pid for pid, name in named if "RayTrainWorker" in name]
-    return []
+    found = []
+    for process in at_work(CLUSTER):
+        with suppress(psutil.Error):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process.pid)
+    return found
 
 
+@pytest.mark.short
 def test_trials_killed_at_random_moments_end_equal_to_the_bit(
-    tmp_path: Path, told: Callable[[str, str, str], None], pytestconfig: pytest.Config
+    tmp_path: Path, told: Told, kills: int, undisturbed: Run
 ) -> None:
-    kills = max(2, pytestconfig.getoption("--kills") // 5)
-    undisturbed = reference(tmp_path / "undisturbed", INLINE, kills)
-    run = Run(tmp_path / "killed", undisturbed.arguments)
+    run = Run(tmp_path, (*INLINE, *seeds(kills)))
     recovered = lost_trials_of_one_command(run, kills, the_trial)
-    check(run, undisturbed)
+    check(run, undisturbed, kills)
     told(
         f"kill -9 of a trial's process (`inline`), {kills} times at random moments",
         "nothing; 0 records lost, 0 leases or processes left, all results equal to the bit",
@@ -92,19 +130,21 @@ def test_trials_killed_at_random_moments_end_equal_to_the_bit(
     )
 
 
-@pytest.mark.parametrize("whole_machine", [False, True], ids=["command", "machine"])
+@pytest.mark.parametrize(
+    "whole_machine", [pytest.param(False, marks=pytest.mark.short), True], ids=["command", "machine"]
+)
 def test_a_command_killed_at_random_moments_goes_on_equal_to_the_bit(
-    tmp_path: Path, told: Callable[[str, str, str], None], pytestconfig: pytest.Config, whole_machine: bool
+    tmp_path: Path, told: Told, kills: int, undisturbed: Run, whole_machine: bool
 ) -> None:
-    kills = max(1, pytestconfig.getoption("--kills") // 5)
-    undisturbed = reference(tmp_path / "undisturbed", INLINE, 4)
-    run = Run(tmp_path / "killed", undisturbed.arguments)
+    trials = min(kills + 1, 4)
+    arguments = (*INLINE, *seeds(trials))
+    run = Run(tmp_path / "killed", arguments)
     random.seed(1)
     restarts = []
     for number in range(kills):
         if number % 3 == 0 and number:  # else the study is finished before all kills are done
-            check_finished(run, undisturbed)
-            run = Run(tmp_path / f"killed{number}", undisturbed.arguments)
+            check_finished(run, undisturbed, trials)
+            run = Run(tmp_path / f"killed{number}", arguments)
         process = run.start()
         started = time.monotonic()
         run.await_lease(process)
@@ -116,7 +156,7 @@ def test_a_command_killed_at_random_moments_goes_on_equal_to_the_bit(
             kill(process.pid)
         process.wait(30)
         await_true(lambda run=run: not run.processes(), 60)
-    check_finished(run, undisturbed)
+    check_finished(run, undisturbed, trials)
     told(
         f"kill -9 of {'every process at once' if whole_machine else 'the command'}, {kills} times at random moments",
         "the steps since the last state; 0 records lost, 0 leases or processes left, all results equal to the bit",
@@ -124,27 +164,31 @@ def test_a_command_killed_at_random_moments_goes_on_equal_to_the_bit(
     )
 
 
-def check_finished(run: Run, undisturbed: Run) -> None:
+def check_finished(run: Run, undisturbed: Run, trials: int) -> None:
     code, text = run.finish(600)
     assert code == 0, text
-    check(run, undisturbed)
+    check(run, undisturbed, trials)
 
 
-@pytest.mark.parametrize("victims", [a_train_worker, the_trial], ids=["worker", "driver"])
+@pytest.mark.parametrize(
+    "victims",
+    [pytest.param(a_train_worker, marks=pytest.mark.short), the_trial],
+    ids=["worker", "driver"],
+)
 def test_gangs_killed_at_random_moments_end_equal_to_the_bit(
     tmp_path: Path,
-    told: Callable[[str, str, str], None],
-    pytestconfig: pytest.Config,
+    told: Told,
+    kills: int,
+    undisturbed_gangs: Run,
     victims: Callable[[Run, int], list[int]],
 ) -> None:
-    kills = max(1, pytestconfig.getoption("--kills") // 5)
-    undisturbed = reference(tmp_path / "undisturbed", TRAIN, kills)
-    run = Run(tmp_path / "killed", undisturbed.arguments)
-    with standing_cluster(2, tag="cluster") as cluster:
+    run = Run(tmp_path, undisturbed_gangs.arguments)
+    with standing_cluster(2, tag=CLUSTER) as cluster:
         run.arguments += ("--address", cluster.address)
         recovered = lost_trials_of_one_command(run, kills, victims)
-        check(run, undisturbed)
+        check(run, undisturbed_gangs, kills)
         assert left_placement_groups(cluster.address) == 0
+        await_true(lambda: not at_work(CLUSTER), 30)
     what = "one worker of a gang of two" if victims is a_train_worker else "a gang's trial driver"
     told(
         f"kill -9 of {what} (`train`), {kills} times at random moments",

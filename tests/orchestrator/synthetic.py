@@ -305,5 +305,17 @@ def toy_arrays(case: ToyConfig, networks: int) -> dict[str, np.ndarray]:
     }
 
 
+def bare_record(key: str, kind: str, **said: Any) -> dict[str, Any]:
+    """A record with just what one has to say."""
+    own = {
+        "trial": {"epochs": 4, "config": {}, "dataset": {"name": "digits", "fingerprint": "5" * 64}},
+        "toy": {"config": {}, "cases": []},
+        "evaluation": {"evaluation": {"kind": "knn"}},
+    }[kind]
+    times = {"started": stamp(0), "finished": stamp(6), "seconds": 6.0}
+    common = {"kind": kind, "key": key, "numerics_version": 1, "environment": {}, "metrics": {}}
+    return {**common, **times, **own, **said}
+
+
 def stamp(seconds: float) -> str:
     return (START + timedelta(seconds=seconds)).isoformat()

@@ -18,6 +18,7 @@ from orchestrator.leases import Leases
 from orchestrator.plan import Job, jobs, make_plan
 from orchestrator.store import Store
 from orchestrator.work import evaluate_trial, train_trial
+from tests.orchestrator.synthetic import bare_record
 from trainers.layouts import load_checkpoint
 
 OURS = (
@@ -301,7 +302,7 @@ def test_a_key_may_be_cut_to_six_digits_where_that_is_one_trial(tmp_path: Path) 
     for key, kind in zip(keys, ("trial", "trial", "toy", None), strict=True):
         store.begin_trial(key, {})
         if kind:
-            store.commit_trial(key, {"kind": kind})
+            store.commit_trial(key, bare_record(key, kind))
     assert (
         find_checkpoint("01234567", store) == tmp_path / "trials" / keys[0] / "checkpoints/model.safetensors"
     )

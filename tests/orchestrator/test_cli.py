@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -197,3 +198,30 @@ def test_no_verb_at_all_shows_the_verbs() -> None:
     done = ablate()
     assert "Usage" in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            OSError(errno.EROFS, "Read-only file system", "/s/leases.lock"),
+            "ablate: Read-only file system at /s/leases.lock; make the store writable, and the same command goes on",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "ablate: No space left on device; make room, and the same command goes on",
+        ),
+    ],
+)
+def test_a_file_system_that_fails_under_the_command_is_one_line_and_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: OSError, told: str
+) -> None:
+    def fail(standalone_mode: bool) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(cli.signal, "signal", lambda number, handler: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == told + "\n"

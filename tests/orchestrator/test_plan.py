@@ -17,6 +17,7 @@ from orchestrator.library import load_recipe
 from orchestrator.plan import estimate, jobs, make_plan
 from orchestrator.spec import Resources, evaluation_key, trial_key
 from orchestrator.store import Store
+from tests.orchestrator.synthetic import bare_record
 from trainers.config import ToyRun, TrialConfig, absolute, canonical_head
 
 
@@ -123,7 +124,7 @@ def test_toy_networks_whose_arrays_are_gone_are_trained_again(tmp_path: Path) ->
     plan, store = make_plan(["theory_depth"]), Store(tmp_path)
     (job,) = jobs(plan, store)
     store.begin_trial(job.trial, {})
-    store.commit_trial(job.trial, {"kind": "toy"}, {"0/iterations": np.arange(3)})
+    store.commit_trial(job.trial, bare_record(job.trial, "toy"), {"0/iterations": np.arange(3)})
     assert jobs(plan, store) == []
     (store.trial_directory(job.trial) / "arrays.npz").unlink()
     assert [one.train for one in jobs(plan, store)] == [True]
@@ -206,10 +207,11 @@ def test_only_what_the_store_lacks_is_planned(tmp_path: Path) -> None:
 
     done = everything[0]
     store.begin_trial(done.trial, {})
-    record = {"key": done.trial, "recipe": "digits", "seconds": 40.0, "epochs": 10}
-    store.commit_trial(done.trial, {"kind": "trial", **record})
+    record = bare_record(done.trial, "trial", recipe="digits", seconds=40.0, epochs=10)
+    store.commit_trial(done.trial, record)
     first, *rest = done.evaluations
-    store.commit_evaluation(first, {}, {"trial": done.trial, "seconds": 3.0}, {})
+    measured = bare_record(first, "evaluation", trial=done.trial, seconds=3.0)
+    store.commit_evaluation(first, {}, measured, {})
     left = {job.trial: job for job in jobs(plan, store)}
     assert not left[done.trial].train
     assert list(left[done.trial].evaluations) == rest
@@ -219,7 +221,7 @@ def test_only_what_the_store_lacks_is_planned(tmp_path: Path) -> None:
     # three trainings of 20 epochs at 4 s, and eleven evaluations at 3 s, two trials at once
     assert cost.seconds == (3 * 20 * 4.0 + 11 * 3.0) / 2
     for evaluation in rest:
-        store.commit_evaluation(evaluation, {}, {}, {})
+        store.commit_evaluation(evaluation, {}, bare_record(evaluation, "evaluation"), {})
     assert done.trial not in {job.trial for job in jobs(plan, store)}
 
 

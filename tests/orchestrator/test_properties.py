@@ -239,6 +239,9 @@ def test_a_csv_cell_is_one_cell_and_no_formula(text: str) -> None:
     csv.writer(file).writerow([cell, "next"])
     assert list(csv.reader(io.StringIO(file.getvalue()))) == [[cell, "next"]]
     assert "\n" not in file.getvalue().rstrip("\r\n")
+    # where lists are separated by semicolons, a cell begins behind each
+    for part in file.getvalue().split(";"):
+        assert not part.lstrip().startswith(("=", "+", "-", "@", "|", "%", "＝", "＋", "－", "＠"))
 
 
 @settings(max_examples=200, deadline=None)

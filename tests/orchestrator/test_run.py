@@ -118,8 +118,12 @@ def test_nothing_of_the_schedulers_is_left_in_the_store(
 ) -> None:
     store = finished[0] / "store"
     left = {path.name for path in store.iterdir()} - {"mlflow.db", "mlflow.lock", "mlartifacts"}
-    assert left <= {"trials", "evaluations", "studies", "leases", "leases.lock", ".tune", ".train"}
-    assert not [path for name in ("leases", ".tune", ".train") for path in (store / name).glob("*")]
+    assert left <= {"trials", "evaluations", "studies", "leases", "leases.lock", ".runs"}
+    assert list(store.glob("leases/*")) == []
+    assert {str(path.relative_to(store)) for path in store.glob(".runs/**/*")} <= {
+        ".runs/leases",
+        ".runs/leases.lock",
+    }
     for record in store.glob("trials/*/record.json"):
         assert not list(record.parent.glob("checkpoints/state-*"))
 

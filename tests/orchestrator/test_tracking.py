@@ -2,6 +2,7 @@ import copy
 import json
 import math
 import os
+import re
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +12,10 @@ import pytest
 from mlflow_stores import content, new_store, query, rows, sync
 from synthetic import EPOCHS, START, fill, stamp
 
-from orchestrator import tracking
+from orchestrator import delivery, tracking
 from orchestrator.delivery import BackgroundTracker
 from orchestrator.errors import AblateError
+from orchestrator.mlflow_access import translated_errors
 from orchestrator.plan import make_plan
 from orchestrator.projection import field_paths, flatten, milliseconds
 from orchestrator.report.content import make_report
@@ -380,6 +382,31 @@ def test_a_sync_that_was_cut_off_is_completed_by_the_next(small, store, tmp_path
     assert content(store) == content(whole)
 
 
+def test_values_that_change_after_a_sync_was_cut_off_have_a_step_of_their_own(small, store, monkeypatch):
+    from mlflow import MlflowClient
+
+    fill(small, store, skip=list(small.trials)[2:])
+    write = MlflowClient.log_batch
+
+    def cut_off(self, run_id, metrics=(), params=(), tags=()):
+        write(self, run_id, metrics, params, tags)
+        if metrics:
+            raise OSError("the power went out")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", cut_off)
+        with pytest.raises(TrackingError, match="the power went out"):
+            sync(small, store)
+    fill(small, store)
+    sync(small, store)
+    twice = "select key from metrics group by run_uuid, key, step having count(*) > 1"
+    assert query(store, twice) == []
+    top, _ = runs(small, store)
+    assert top.data.metrics["cells/small/none/linear_probe/top1/n"] == 2
+    study = small.studies[0]
+    assert cells_frame(study, TrackedRecords(default_uri(store), study)).equals(cells_frame(study, store))
+
+
 # --- artifacts ----------------------------------------------------------------------------------
 
 
@@ -478,10 +505,12 @@ def test_a_server_that_never_answers_is_given_up(small, store, deaf_server):
 
 def test_limits_on_waiting_are_set_unless_the_user_has_set_them(store, monkeypatch):
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    monkeypatch.delenv("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     Tracker(default_uri(store), store).prepare()
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "10"
+    assert os.environ["MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER"] == "false"
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "5"
     assert "MLFLOW_RUN_ID" not in os.environ
 
@@ -517,6 +546,138 @@ def test_two_syncs_at_once_leave_one_run_per_trial(small, store):
         tracking.SyncResult(created=5),
     ]
     assert len(query(store, "select * from runs")) == 5
+
+
+# --- answers that are lost, and creations that come late -----------------------------------------
+
+
+def whole(plan, folder, set_up):
+    """What a sync without any disturbance leaves."""
+    store = new_store(folder, set_up)
+    fill(plan, store)
+    sync(plan, store)
+    return content(store)
+
+
+@pytest.mark.parametrize("call", ["create_run", "create_experiment"])
+def test_what_was_created_though_the_answer_was_lost_is_found_and_not_created_again(
+    small, store, tmp_path, set_up, monkeypatch, call
+):
+    from mlflow import MlflowClient
+
+    expected = whole(small, tmp_path / "whole", set_up)
+    create, repeats = getattr(MlflowClient, call), []
+
+    def unheard(*args, **kwargs):
+        repeats.append(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"])
+        create(*args, **kwargs)
+        raise OSError("Connection aborted")
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    monkeypatch.setattr(MlflowClient, call, unheard)
+    fill(small, store)
+    assert sync(small, store) == tracking.SyncResult(created=5)
+    assert content(store) == expected
+    assert set(repeats) == {"0"}  # MLflow's client would have asked again by itself
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"
+
+
+def test_what_could_not_be_created_is_an_error(small, store, monkeypatch):
+    from mlflow import MlflowClient
+
+    def refuse(*args, **kwargs):
+        raise OSError("Connection refused")
+
+    monkeypatch.setattr(MlflowClient, "create_run", refuse)
+    fill(small, store)
+    with pytest.raises(TrackingError, match="cannot be reached"):
+        sync(small, store)
+    assert query(store, "select * from runs") == []
+
+
+def test_runs_that_a_late_server_made_a_second_time_are_deleted_and_links_stay(small, store):
+    from mlflow import MlflowClient
+
+    fill(small, store)
+    sync(small, store)
+    before, (top, children) = content(store), runs(small, store)
+    client = MlflowClient(default_uri(store))
+    for run in (top, *children.values()):
+        tags = {name: run.data.tags[name] for name in ("kind", "study", "trial_key") if name in run.data.tags}
+        client.create_run(run.info.experiment_id, run.info.start_time - 1, tags, run.info.run_name)
+    read = TrackedRecords(default_uri(store), small.studies[0])
+    assert cells_frame(small.studies[0], read).equals(cells_frame(small.studies[0], store))
+    assert sync(small, store) == tracking.SyncResult(unchanged=5)
+    assert len(query(store, "select * from runs where lifecycle_stage = 'deleted'")) == 5
+    kept = query(store, "select run_uuid from runs where lifecycle_stage = 'active'")
+    assert {run for (run,) in kept} == {run.info.run_id for run in (top, *children.values())}
+    assert content(store)["metrics"] == before["metrics"]
+
+
+def test_children_of_a_parent_that_was_deleted_get_the_new_one(small, store):
+    from mlflow import MlflowClient
+
+    fill(small, store)
+    sync(small, store)
+    metrics = query(store, "select count(*) from metrics where key like 'pretrain/%'")
+    MlflowClient(default_uri(store)).delete_run(runs(small, store)[0].info.run_id)
+    assert sync(small, store) == tracking.SyncResult(created=1, updated=4)
+    top, children = runs(small, store)
+    assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {top.info.run_id}
+    assert query(store, "select count(*) from metrics where key like 'pretrain/%'") == metrics
+    assert sync(small, store) == tracking.SyncResult(unchanged=5)
+
+
+def test_a_record_made_anew_adds_no_second_point_of_equal_value(small, store):
+    fill(small, store)
+    sync(small, store)
+    points = "select key, step, value from metrics where key like 'pretrain/%' order by run_uuid, key, step"
+    before = query(store, points)
+    key = next(iter(small.trials))
+    store.commit_trial(key, store.trial_record(key) | {"started": stamp(500), "finished": stamp(512)})
+    assert sync(small, store).updated >= 1
+    assert query(store, points) == before
+
+
+def test_removing_a_tag_twice_is_no_error(small, store, monkeypatch):
+    from mlflow import MlflowClient
+
+    fill(small, store, fail=[next(iter(small.trials))])
+    sync(small, store)
+    fill(small, store)
+    delete = MlflowClient.delete_tag
+
+    def repeated(*args):  # as MLflow's client does after an answer that was lost
+        delete(*args)
+        delete(*args)
+
+    monkeypatch.setattr(MlflowClient, "delete_tag", repeated)
+    sync(small, store)
+    assert sync(small, store) == tracking.SyncResult(unchanged=5)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("Max retries exceeded (Caused by ResponseError('too many 500 error responses'))", "an error (500)"),
+        ("API request to endpoint /x failed with error code 502 != 200. Body: '<html>'", "an error (502)"),
+        (
+            "Max retries exceeded (Caused by ReadTimeoutError('Read timed out. (timeout=10)'))",
+            "does not answer",
+        ),
+        (
+            "Max retries exceeded (Caused by RemoteDisconnected('Remote end closed'))",
+            "breaks connections off",
+        ),
+        ("Max retries exceeded (Caused by NewConnectionError('Connection refused'))", "cannot be reached"),
+        ("no such table: runs", "OSError: no such table: runs"),
+    ],
+)
+def test_an_error_says_what_the_server_did(text, says):
+    with pytest.raises(TrackingError) as caught, translated_errors("http://me:secret@host:5000"):
+        raise OSError(text)
+    assert f"{says}; the records are safe in the store" in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 # --- beside a run -------------------------------------------------------------------------------
@@ -564,6 +725,17 @@ def test_closing_waits_no_longer_than_asked(small, store, deaf_server, monkeypat
     assert time.monotonic() - started < 3
     assert "not up to date after 0.5 s" in str(error)
     assert "secret" not in str(error)
+
+
+def test_a_close_that_takes_long_says_what_it_waits_for(small, store, deaf_server, monkeypatch):
+    monkeypatch.setattr(delivery, "_SILENT_SECONDS", 0.1)
+    fill(small, store)
+    sentences = []
+    BackgroundTracker(Tracker(deaf_server, store), small).close(0.5, sentences.append)
+    assert len(sentences) == 1
+    assert re.fullmatch(
+        r"bringing MLflow at http://\*\*\*@\S+ up to date; waiting 0.4 s at most", sentences[0]
+    )
 
 
 def test_the_same_interval_stands_in_mlflow_and_in_the_report(plan, synced):

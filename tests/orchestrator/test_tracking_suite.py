@@ -9,13 +9,14 @@ from mlflow_stores import content, new_store, rows, sync
 from synthetic import fill, write_suite
 
 from orchestrator import tracking
+from orchestrator.delivery import BackgroundTracker
 from orchestrator.plan import make_plan
 from orchestrator.projection import study_run
 from orchestrator.report import render
 from orchestrator.report.content import make_report
 from orchestrator.report.figures import FilledFigure
 from orchestrator.report.render import files
-from orchestrator.tracking import BackgroundTracker, TrackedRecords, Tracker, TrackingError, default_uri
+from orchestrator.tracking import TrackedRecords, Tracker, TrackingError, default_uri
 from trainers.config import ToyRun
 from trainers.files import SPECTRA
 

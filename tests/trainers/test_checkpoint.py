@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import resource
 import threading
 from pathlib import Path
@@ -22,6 +23,7 @@ from trainers.checkpoint import (
     Progress,
     StateError,
     StateWriter,
+    load_same_state,
     load_state,
     read,
     save_model,
@@ -30,7 +32,7 @@ from trainers.checkpoint import (
     write_state,
 )
 from trainers.config import AdamW, Lars, Sgd
-from trainers.files import MODEL
+from trainers.files import MODEL, STATES
 from trainers.lars import build_optimizer
 
 OPTIMIZERS = {
@@ -204,7 +206,7 @@ def test_training_goes_on_while_a_state_is_written_and_does_not_reach_into_it(tm
     with StateWriter(tmp_path, lambda: allowed.wait(10) or None) as writer:
         writer.save(snapshot({}, PROGRESS, training.model, training.optimizer, training.scaler))
         training.step(1)
-        assert not list(tmp_path.iterdir())
+        assert not list(tmp_path.glob(STATES))
         allowed.set()
     written, _ = read(tmp_path / STATE)
     assert all(torch.equal(written[f"model.{name}"], tensor) for name, tensor in before.items())
@@ -220,8 +222,45 @@ def test_a_state_is_on_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(os, "fsync", watched)
     Training().save(tmp_path)
-    partial = f".{STATE}.{os.getpid()}"
-    assert names == [[partial], [STATE]]  # the file before it is named, and then its name
+    (partial,), named = names  # the file before it is named, and then its name
+    assert re.fullmatch(rf"\.{re.escape(STATE)}\.[0-9a-f]{{16}}", partial)
+    assert named == [STATE]
+
+
+def test_nothing_appears_or_stays_of_a_writer_that_lost_its_trial_meanwhile(tmp_path: Path) -> None:
+    class Lost(Exception):
+        pass
+
+    def guard() -> None:
+        assert [path.name[0] for path in tmp_path.iterdir()] == ["."], "all is written, but for its name"
+        raise Lost
+
+    training = Training(steps=1)
+    state = snapshot({}, PROGRESS, training.model, training.optimizer, training.scaler)
+    with pytest.raises(Lost), StateWriter(tmp_path, guard) as writer:
+        writer.save(state)
+    with pytest.raises(Lost):
+        save_model(tmp_path, {}, training.model, {}, guard)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_rank_waits_for_the_state_that_rank_0_goes_on_from(tmp_path: Path) -> None:
+    first, other = Training(steps=3), Training()
+    late = threading.Timer(0.5, lambda: first.save(tmp_path))
+    late.start()
+    found = load_same_state(tmp_path, PROGRESS.step, other.model, other.optimizer, other.scaler)
+    late.join()
+    assert found.step == PROGRESS.step
+    weights = first.model.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in other.model.state_dict().items())
+
+
+def test_a_rank_that_cannot_see_that_state_says_so(tmp_path: Path) -> None:
+    training = Training(steps=1)
+    arguments = training.model, training.optimizer, training.scaler
+    assert load_same_state(tmp_path, 0, *arguments) == Progress()
+    with pytest.raises(StateError, match="the store must be the same on all nodes"):
+        load_same_state(tmp_path, 7, *arguments, patience=0.3)
 
 
 class Bomb:

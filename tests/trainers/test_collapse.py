@@ -60,11 +60,15 @@ def measured(
     """A watch that sees this rank's rows of `features`."""
     rank, world_size = world()
     context = TrialContext(directory=folder, rank=rank, world_size=world_size, watched_images=watched)
-    watch = CollapseWatch(config, context, has_embedding, 0)
+    spectra: list[dict[str, Any]] = []
+    watch = CollapseWatch(config, context, has_embedding, spectra)
     rows = rows_of_rank(config.batch_size, rank, world_size, config.gradient_cache)
     for r, z in features(steps, config.batch_size, config.backbone.representation_dim, width=6):
         watch.see(r[rows].requires_grad_(), z[rows])
-    return watch.measure(0)
+    metrics = watch.measure(0)
+    if rank == 0:
+        (folder / SPECTRA).write_text("".join(json.dumps(entry) + "\n" for entry in spectra))
+    return metrics
 
 
 CASES = {
@@ -122,10 +126,11 @@ def test_any_number_of_ranks_measures_the_same_images(tmp_path: Path, world_size
 
 def test_a_collapsed_representation_has_rank_1(tmp_path: Path) -> None:
     config = wide_trial(4)
-    watch = CollapseWatch(config, TrialContext(directory=tmp_path), True, 0)
+    spectra: list[dict[str, Any]] = []
+    watch = CollapseWatch(config, TrialContext(directory=tmp_path), True, spectra)
     watch.see(torch.ones(64, 32) * torch.rand(64, 1), torch.ones(64, 6))
     assert watch.measure(0) == pytest.approx(dict.fromkeys(RANKMES, 1), rel=1e-4)
-    (line,) = lines(tmp_path)
+    (line,) = spectra
     assert max(line["representation"] + line["embedding"]) < -12
 
 
@@ -137,10 +142,11 @@ def test_without_an_embedding_of_its_own_the_representation_stands_for_it(tmp_pa
 
 
 def test_features_that_are_not_finite_are_passed_over(tmp_path: Path) -> None:
-    watch = CollapseWatch(wide_trial(4), TrialContext(directory=tmp_path), True, 0)
+    spectra: list[dict[str, Any]] = []
+    watch = CollapseWatch(wide_trial(4), TrialContext(directory=tmp_path), True, spectra)
     watch.see(torch.full((64, 32), torch.inf), torch.ones(64, 6))
     assert watch.measure(0) == {}
-    assert not (tmp_path / SPECTRA).exists()
+    assert spectra == []
     watch.see(torch.rand(64, 32), torch.ones(64, 6))
     assert set(watch.measure(1)) == set(RANKMES)
 
@@ -198,10 +204,14 @@ def test_after_a_restart_every_epoch_has_one_line(tmp_path: Path) -> None:
     assert [line["epoch"] for line in lines(tmp_path / "resumed")] == [0, 1, 2]
 
 
-def test_lines_of_epochs_that_will_be_repeated_are_dropped(tmp_path: Path) -> None:
-    """A kill between the file and the checkpoint leaves a line that the checkpoint does not know."""
-    (tmp_path / SPECTRA).write_text("".join(f'{{"epoch": {e}, "stale": true}}\n' for e in range(3)))
-    watch = CollapseWatch(wide_trial(4), TrialContext(directory=tmp_path), True, 1)
-    watch.see(torch.rand(64, 32), torch.rand(64, 6))
-    watch.measure(1)
-    assert [(line["epoch"], "stale" in line) for line in lines(tmp_path)] == [(0, True), (1, False)]
+@pytest.mark.parametrize("content", ["", '{"epoch": 0', "".join(f'{{"epoch": {e}}}\n' for e in range(9))])
+def test_a_file_that_a_kill_or_a_hand_has_changed_is_written_anew_from_the_state(
+    tmp_path: Path, content: str
+) -> None:
+    config = tiny_trial(epochs=3)
+    _train(tmp_path / "undisturbed", config)
+    with pytest.raises(Killed):
+        _train(tmp_path / "resumed", config, report=_kill)
+    (tmp_path / "resumed" / SPECTRA).write_text(content)
+    _train(tmp_path / "resumed", config)
+    assert lines(tmp_path / "resumed") == lines(tmp_path / "undisturbed")

@@ -29,7 +29,7 @@ from trainers.contrastive import (
     objective,
     train,
 )
-from trainers.data.datasets import load_dataset
+from trainers.data.datasets import DataError, load_dataset
 from trainers.data.loader import ViewLoader
 from trainers.distributed import world
 from trainers.files import HISTORY, MODEL, SPECTRA, STATES
@@ -305,6 +305,16 @@ def test_a_training_that_runs_out_of_memory_names_the_step_and_what_takes_less(
 
     with pytest.raises(TrainingMemoryError, match="out of memory at step 3; lower batch_size"):
         trained(tmp_path, tiny_trial(), beat=beat)
+
+
+def test_whatever_ends_a_training_gets_a_note_of_the_step(tmp_path: Path) -> None:
+    def beat(where: str) -> None:
+        if where == "step 3":
+            raise DataError("a.png: cannot be read")
+
+    with pytest.raises(DataError, match=r"^a.png: cannot be read") as caught:
+        trained(tmp_path, tiny_trial(), beat=beat)
+    assert caught.value.__notes__ == ["step 3"]
 
 
 def test_a_damaged_model_is_set_aside_and_trained_again(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def test_the_fingerprint_is_the_same_under_a_home_and_its_whole_path(
 def test_the_files_of_a_folder_are_not_looked_at_before_the_fingerprint_is_asked_for(tmp_path: Path) -> None:
     dataset = load_dataset(config("imagefolder", write_folder(tmp_path), name="a"))
     Path(dataset.validation.paths[0]).unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(DataError):
         dataset.fingerprint()
 
 
@@ -318,6 +318,52 @@ def test_a_validation_class_unknown_to_training_is_refused(tmp_path: Path) -> No
     (tmp_path / "val" / "bee").mkdir()
     with pytest.raises(DataError, match="class bee is not in train/"):
         load_dataset(config("imagefolder", tmp_path, name="a"))
+
+
+@pytest.mark.parametrize(("here", "there"), [("train", "val"), ("val", "train")])
+def test_classes_of_one_split_alone_are_refused_before_anything_is_read(
+    tmp_path: Path, here: str, there: str
+) -> None:
+    write_folder(tmp_path)
+    (tmp_path / here / "bee").mkdir()
+    with pytest.raises(
+        DataError, match=rf"{here}: class bee is not in {there}/ \(\d classes in train/, \d in val/\)"
+    ):
+        check_data(config("imagefolder", tmp_path, name="a"), 2)
+
+
+def test_a_class_without_images_in_one_split_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    for part in ("train", "val"):
+        (tmp_path / part / "bee").mkdir()
+    (tmp_path / "train" / "bee" / "a.jpg").touch()
+    with pytest.raises(
+        DataError, match=r"val/bee: no images \(\.jpg, .*remove the class from train/ and val/"
+    ):
+        load_dataset(config("imagefolder", tmp_path, name="a"))
+
+
+def test_a_root_that_is_gone_is_told_from_one_of_another_layout(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"away: imagefolder a is not there; bring data\.root back"):
+        check_data(config("imagefolder", tmp_path / "away", name="a"), 2)
+    with pytest.raises(DataError, match=r"lacks the folder train/; lay images out as"):
+        check_data(config("imagefolder", tmp_path, name="a"), 2)
+
+
+@pytest.mark.parametrize("part", ["train", "t10k"])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_labels_that_are_not_as_many_as_images_are_refused_by_their_head(
+    tmp_path: Path, part: str, zipped: bool
+) -> None:
+    write_fashion(tmp_path)
+    check_data(config("fashion_mnist", tmp_path, train_images=6), 2)
+    labels = tmp_path / f"{part}-labels-idx1-ubyte"
+    labels.write_bytes(idx_bytes(np.zeros(5, dtype=np.uint8)))
+    if zipped:
+        labels.with_name(labels.name + ".gz").write_bytes(gzip.compress(labels.read_bytes()))
+        labels.unlink()
+    with pytest.raises(DataError, match=rf"{part}-images-idx3-ubyte: \d images but 5 labels; fetch both"):
+        check_data(config("fashion_mnist", tmp_path, train_images=6), 2)
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,10 @@
+import itertools
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import trainers.evaluate
@@ -20,7 +24,7 @@ from trainers.config import (
     ThinResNet,
     TrialConfig,
 )
-from trainers.data.datasets import Dataset, Split, load_dataset
+from trainers.data.datasets import DataError, Dataset, Split, load_dataset
 from trainers.evaluate import EvaluationResult, evaluate
 from trainers.evaluate.knn import knn
 from trainers.evaluate.linear_probe import linear_probe
@@ -173,6 +177,38 @@ class Counting(nn.Module):
     def forward(self, r: Tensor) -> Tensor:
         self.shown += len(r)
         return r[:, :4]
+
+
+class Grey(Backbone):
+    """The same of the first channel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[:, :1])
+
+
+def test_each_result_names_the_undecodable_images_that_it_is_of_and_each_split_is_told_of_once(
+    tmp_path: Path,
+) -> None:
+    for part, name, number in itertools.product(("train", "val"), ("a", "b"), range(6)):
+        (tmp_path / part / name).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(tmp_path / part / name / f"{number}.png")
+    for spoilt in ("train/a/2.png", "val/b/0.png"):
+        (tmp_path / spoilt).write_bytes(b"")
+    data = DataConfig(kind="imagefolder", name="grey", root=str(tmp_path), image_size=8)
+    folder = trial().model_copy(update={"data": data})
+    reference = {"protocol": "reference", "epochs": 2, "batch_size": 4}
+    protocols = [
+        Spectrum(kind="spectrum"),
+        LinearProbe(kind="linear_probe", **FAST),
+        LinearProbe(kind="linear_probe", **reference),
+    ]
+    notes: list[str] = []
+    results = list(evaluate(folder, Grey(), None, protocols, "cpu", corrupt_images=1, note=notes.append))
+    both = ["train/a/2.png", "val/b/0.png"]
+    assert [result.corrupt_images for result in results] == [both[1:], both, both]
+    assert sorted(note.split("(")[1].split(")")[0] for note in notes) == both
+    with pytest.raises(DataError, match=r"1 image cannot be decoded \(val/b/0\.png\), takes at most"):
+        list(evaluate(folder, Grey(), None, protocols[:1], "cpu", corrupt_images=0))
 
 
 def test_the_head_is_never_shown_the_training_images(dataset: Dataset) -> None:

@@ -318,9 +318,28 @@ def test_more_undecodable_images_than_allowed_end_the_work_and_are_named(tmp_pat
     allowed = CorruptImages(dataset.train, dataset.root, 2, notes.append, ["a/0.png"])
     allowed.add({1})
     assert allowed.met() == ["a/0.png", "train/a/1.png"]
-    assert notes == ["train/a/1.png cannot be decoded; an image of its class stands in for it"]
-    with pytest.raises(DataError, match=r"3 images cannot be decoded .* limits\.corrupt_images = 2"):
+    assert allowed.met() == ["a/0.png", "train/a/1.png"]
+    assert notes == [
+        "1 image cannot be decoded (train/a/1.png); another of the same class stands in for each"
+    ]
+    with pytest.raises(
+        DataError,
+        match=r"3 images cannot be decoded \(a/0\.png, train/a/1\.png, train/b/3\.png\), takes at most "
+        r"limits\.corrupt_images = 2; replace or remove them, or raise the limit",
+    ):
         allowed.add({1, 7})
+
+
+def test_of_very_many_undecodable_images_the_first_are_named_and_the_rest_counted(tmp_path: Path) -> None:
+    dataset = load_dataset(_folder_with_bad_images(tmp_path, good=7).data)
+    notes: list[str] = []
+    CorruptImages(dataset.train, dataset.root, 14, notes.append).add(range(14))
+    allowed = CorruptImages(dataset.train, dataset.root, 14, notes.append)
+    allowed.add(range(14))
+    assert len(allowed.met()) == 14
+    assert len(notes) == 1
+    assert notes[0].startswith("14 images cannot be decoded (train/a/0.png, ")
+    assert "train/b/2.png and 4 more); another" in notes[0]
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "I;16"])

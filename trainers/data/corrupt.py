@@ -20,6 +20,9 @@ class CorruptImages:
         note: told of each once, on rank 0.
     """
 
+    NAMED = 10
+    """So many are named in a sentence; all are in the record."""
+
     def __init__(
         self,
         split: Split,
@@ -50,9 +53,8 @@ class CorruptImages:
         """
         indices = self._gathered() if self._split.paths is not None else set()
         new = {self._name(index) for index in indices} - self._names
-        if world()[0] == 0:
-            for name in sorted(new):
-                self._note(f"{name} cannot be decoded; an image of its class stands in for it")
+        if new and world()[0] == 0:
+            self._note(f"{self._told(new)}; another of the same class stands in for each")
         self._names |= new
         self._refuse_more(self._names)
         return sorted(self._names)
@@ -70,9 +72,14 @@ class CorruptImages:
         assert self._split.paths is not None
         return os.path.relpath(self._split.paths[index], str(self._root))
 
+    def _told(self, names: set[str]) -> str:
+        some = ", ".join(sorted(names)[: self.NAMED])
+        rest = f" and {len(names) - self.NAMED} more" if len(names) > self.NAMED else ""
+        return f"{len(names)} image{'s' if len(names) > 1 else ''} cannot be decoded ({some}{rest})"
+
     def _refuse_more(self, names: set[str]) -> None:
         if len(names) > self._limit:
             raise DataError(
-                f"{self._root}: {len(names)} images cannot be decoded ({', '.join(sorted(names)[:3])}, …), takes at "
-                f"most limits.corrupt_images = {self._limit}; replace or remove them, or raise the limit"
+                f"{self._root}: {self._told(names)}, takes at most limits.corrupt_images = {self._limit}; replace or "
+                "remove them, or raise the limit"
             )

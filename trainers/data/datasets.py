@@ -16,15 +16,8 @@ import torch
 from torch import Tensor
 
 from trainers.config import DataConfig
-from trainers.data.formats import (
-    READERS,
-    UNLABELLED,
-    DataError,
-    Split,
-    find_files,
-    find_folder,
-    read_folder,
-)
+from trainers.data.folders import class_names, find_folder, read_folder
+from trainers.data.formats import READERS, UNLABELLED, DataError, Split, check_counts, find_files, gone
 from trainers.randomness import generator
 
 __all__ = ["UNLABELLED", "DataError", "Dataset", "Split", "check_data", "load_dataset"]
@@ -54,7 +47,11 @@ class Dataset:
     root: Path | None = None
 
     def fingerprint(self) -> str:
-        """sha256 of the arrays in use; for an image folder, of its file names and sizes (a stat of each)."""
+        """sha256 of the arrays in use; for an image folder, of its file names and sizes (a stat of each).
+
+        Raises:
+            DataError: an image is gone.
+        """
         digest = hashlib.sha256()
         for split in (self.train, self.validation):
             if split.images is not None:
@@ -62,7 +59,7 @@ class Dataset:
                 digest.update(split.images.contiguous().numpy().data)
             for path in split.paths or ():
                 # Relative, so that the same folder has one fingerprint wherever it lies.
-                digest.update(f"{os.path.relpath(path, self.root)}\0{os.stat(path).st_size}\0".encode())
+                digest.update(f"{os.path.relpath(path, self.root)}\0{_size(path)}\0".encode())
             digest.update(split.labels.contiguous().numpy().data)
         return digest.hexdigest()
 
@@ -80,10 +77,13 @@ def check_data(config: DataConfig, batch_size: int) -> None:
     """Look whether the data is where `config` says and fills a batch, without reading it.
 
     Raises:
-        DataError: a file or folder is missing, or a published data set is smaller than what is asked of it.
+        DataError: a file or folder is missing, labels are not those of the images as far as names and heads of files
+            tell, or a published data set is smaller than what is asked of it.
     """
     if config.kind == "imagefolder":
-        find_folder(config)
+        class_names(find_folder(config))
+    elif config.kind == "fashion_mnist":
+        check_counts(config)
     elif config.kind != "digits":
         find_files(config)
     published = _TRAINING_IMAGES.get(config.kind)
@@ -125,6 +125,13 @@ def load_dataset(config: DataConfig) -> Dataset:
         std=std,
         root=root,
     )
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError as error:
+        raise DataError(f"{path}: {gone(error)}") from None
 
 
 def _subset(split: Split, size: int | None, field: str, position: int) -> Split:

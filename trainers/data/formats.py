@@ -17,7 +17,6 @@ from torch import Tensor
 
 from trainers.config import DataConfig
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 UNLABELLED = -1
 
 
@@ -83,7 +82,12 @@ _FASHION_NAMES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal
 # --- locating -----------------------------------------------------------------------------------
 
 
-def _root(config: DataConfig, expected: str, remedy: str) -> Path:
+def root_of(config: DataConfig, expected: str, remedy: str) -> Path:
+    """`data.root`, or where a kind of data lies by default.
+
+    Raises:
+        DataError: there is neither.
+    """
     root = config.root or _DEFAULT_ROOTS.get(config.kind)
     if root is None:
         raise DataError(
@@ -99,7 +103,7 @@ def find_files(config: DataConfig) -> list[Path]:
         DataError: some are missing.
     """
     source = _SOURCES[config.kind]
-    root = _root(config, f"{source.folders[0]}/{source.files[0]}".removeprefix("./"), source.remedy)
+    root = root_of(config, f"{source.folders[0]}/{source.files[0]}".removeprefix("./"), source.remedy)
     for folder in source.folders:
         paths = [_plain_or_gzipped(root / folder / name) for name in source.files]
         if all(path is not None for path in paths):
@@ -115,18 +119,10 @@ def _plain_or_gzipped(path: Path) -> Path | None:
     return path if path.is_file() else gzipped if gzipped.is_file() else None
 
 
-def find_folder(config: DataConfig) -> Path:
-    """The root of an image folder.
-
-    Raises:
-        DataError: it lacks train/ or val/.
-    """
-    remedy = "lay images out as train/CLASS/*.jpg and val/CLASS/*.jpg"
-    root = _root(config, "train/ and val/", remedy)
-    for part in ("train", "val"):
-        if not (root / part).is_dir():
-            raise DataError(f"{root}: imagefolder {config.name} lacks the folder {part}/; {remedy}")
-    return root
+def gone(error: OSError) -> str:
+    """What is told of a file or folder that was there, and is not, or can no longer be read."""
+    reason = os.strerror(error.errno) if error.errno is not None else str(error)
+    return f"cannot be read ({reason}); bring data.root back, and the same command goes on"
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -139,16 +135,24 @@ def _bytes(path: Path) -> np.ndarray:
         with gzip.open(path) as file:
             return np.frombuffer(bytearray(file.read()), dtype=np.uint8)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error}); fetch it again") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: cannot be read ({error}); fetch it again")
 
 
 def _split(images: np.ndarray, labels: np.ndarray, classes: int, path: Path) -> Split:
     labels = labels.astype(np.int64)
-    if len(images) != len(labels) or len(images) == 0:
-        raise DataError(f"{path}: {len(images)} images but {len(labels)} labels; fetch it again")
+    _refuse_other_count(len(images), len(labels), path)
     if labels.max() >= classes or labels.min() < 0:
         raise DataError(f"{path}: labels outside 0..{classes - 1}; fetch it again")
     return Split(torch.from_numpy(np.ascontiguousarray(images)), None, torch.from_numpy(labels))
+
+
+def _refuse_other_count(images: int, labels: int, path: Path) -> None:
+    if images != labels or images == 0:
+        raise DataError(f"{path}: {images} images but {labels} labels; fetch both files again")
 
 
 def _records(path: Path, size: int) -> np.ndarray:
@@ -169,6 +173,28 @@ def _idx(path: Path) -> np.ndarray:
     if len(data) - header != math.prod(shape):
         raise DataError(f"{path}: holds {len(data) - header} bytes, expected {shape}; fetch it again")
     return data[header:].reshape(shape)
+
+
+def check_counts(config: DataConfig) -> None:
+    """Look whether Fashion-MNIST's files hold as many labels as images, by their heads alone.
+
+    Raises:
+        DataError: files are missing or malformed, or the counts differ.
+    """
+    paths = find_files(config)
+    for images, labels in (paths[:2], paths[2:]):
+        _refuse_other_count(_idx_length(images), _idx_length(labels), images)
+
+
+def _idx_length(path: Path) -> int:
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            head = file.read(8)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, error) from None
+    if len(head) < 8 or head[:3] != b"\0\0\x08" or head[3] == 0:
+        raise DataError(f"{path}: not an idx file of bytes; fetch it again")
+    return int.from_bytes(head[4:], "big")
 
 
 def _names(path: Path, classes: int) -> tuple[str, ...]:
@@ -249,37 +275,3 @@ READERS: dict[str, Callable[[DataConfig], Labelled]] = {
     "cifar100": _read_cifar100,
     "stl10": _read_stl10,
 }
-
-
-def read_folder(root: Path) -> Labelled:
-    """List an image folder; the classes are the folders of train/, sorted."""
-    names = tuple(sorted(_class_folders(root / "train")))
-    strangers = _class_folders(root / "val") - set(names)
-    if strangers:
-        raise DataError(f"{root}/val: class {min(strangers)} is not in train/; use the same class folders")
-    train, validation = (_list_images(root / part, names) for part in ("train", "val"))
-    return train, validation, names
-
-
-def _class_folders(folder: Path) -> set[str]:
-    return {entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")}
-
-
-def _list_images(folder: Path, names: tuple[str, ...]) -> Split:
-    """All images below each class folder, in an order that depends on their names alone."""
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(names):
-        found = [
-            os.path.join(place, file)
-            for place, _, files in os.walk(folder / name, followlinks=True)
-            for file in files
-            if file.lower().endswith(IMAGE_SUFFIXES)
-        ]
-        paths += sorted(found)
-        labels += [label] * len(found)
-    if not paths:
-        raise DataError(
-            f"{folder}: no images ({', '.join(IMAGE_SUFFIXES[:3])}, …); put some in class folders"
-        )
-    return Split(None, paths, torch.tensor(labels))

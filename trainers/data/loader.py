@@ -6,7 +6,6 @@ step) or (seed, epoch, image). A rank computes its rows of the global batch and 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from trainers.data.augment import (
     normalise,
 )
 from trainers.data.datasets import DataError, Dataset, Split
+from trainers.data.formats import gone
 from trainers.distributed import rows_of_rank
 from trainers.randomness import generator
 
@@ -171,10 +171,7 @@ def load_image(split: Split, index: int, corrupt: set[int]) -> Tensor:
                 return V.pil_to_tensor(image.convert("RGB"))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # the file system's word, no decoder's
-                raise DataError(
-                    f"{path}: cannot be read ({os.strerror(error.errno)}); bring data.root back, and the same "
-                    "command goes on"
-                ) from None
+                raise DataError(f"{path}: {gone(error)}") from None
             corrupt.add(other)
             reason = reason or (str(error).splitlines()[0] if str(error) else type(error).__name__)
     path = split.paths[index]

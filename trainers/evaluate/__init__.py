@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainers import EVALUATION_VERSION
 from trainers.config import EvaluationConfig, Knn, LinearProbe, Spectrum, SubvectorProbe, TrialConfig
 from trainers.data.corrupt import CorruptImages
 from trainers.data.crops import CropLoader
@@ -24,16 +25,21 @@ from trainers.evaluate.reference_probe import PROBE_STATES, ProbeStates, same_im
 
 __all__ = ["PROBE_STATES", "EvaluationResult", "evaluate"]
 
+_SplitName = Literal["train", "validation"]
 _Probe = tuple[LinearProbe, int | None]
 """A protocol and its resolved d0, None for the whole representation."""
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Numbers by name, and arrays: per-example correctness (bool), or singular values (float64)."""
+    """Numbers by name, and arrays: per-example correctness (bool), or singular values (float64).
+
+    `corrupt_images` are those of the images measured that could not be decoded, by their paths below the data's root.
+    """
 
     metrics: dict[str, float]
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    corrupt_images: list[str] = field(default_factory=list)
 
 
 def evaluate(
@@ -48,6 +54,7 @@ def evaluate(
     beat: Callable[[str], None] = lambda where: None,
     note: Callable[[str], None] = lambda text: None,
     states: Path | None = None,
+    states_of: str = "",
     guard: Callable[[], None] = lambda: None,
 ) -> Iterator[EvaluationResult]:
     """Run every evaluation on one extraction of the features; each result comes as soon as it is there.
@@ -66,6 +73,7 @@ def evaluate(
         note: told of images that cannot be decoded.
         states: folder in which probes under the reference protocol keep a state after each epoch
             (`PROBE_STATES`), to go on from; whoever keeps the results removes them. Without, they keep none.
+        states_of: names the backbone's weights: states of others are not gone on from.
         guard: asked before each write into that folder; raises where this process must not.
 
     Raises:
@@ -77,7 +85,8 @@ def evaluate(
     d0s = [_probed_dim(trial, e) if isinstance(e, SubvectorProbe) else None for e in evaluations]
     wanted = list(zip(evaluations, d0s, strict=True))
     probes = [(e, d0) for e, d0 in wanted if isinstance(e, LinearProbe) and e.protocol == "reference"]
-    watch = _Watch(corrupt_images, beat, note, states, guard)
+    kept = ProbeStates(states, f"{states_of}@{EVALUATION_VERSION}", guard) if states else None
+    watch = _Watch(corrupt_images, beat, note, kept)
     features = _SharedFeatures(
         trial, backbone, head, torch.device(device), loader_processes, dataset, probes, watch
     )
@@ -101,7 +110,8 @@ def _measured(
         features.watch.beat(f"evaluation {evaluation.kind}")
         with full_float32():
             result = _MEASURES[type(evaluation)](evaluation, features, d0)
-        yield result
+        splits = ("validation",) if isinstance(evaluation, Spectrum) else ("train", "validation")
+        yield replace(result, corrupt_images=features.met(*splits))
 
 
 @dataclass(frozen=True)
@@ -111,8 +121,7 @@ class _Watch:
     corrupt_images: int
     beat: Callable[[str], None]
     note: Callable[[str], None]
-    states: Path | None
-    guard: Callable[[], None]
+    states: ProbeStates | None
 
 
 @dataclass
@@ -132,6 +141,7 @@ class _SharedFeatures:
     reference_probes: list[_Probe]
     watch: _Watch
     _trained: dict[_Probe, SgdProbe] = field(default_factory=dict)
+    _corrupt: dict[_SplitName, CorruptImages] = field(default_factory=dict)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -145,9 +155,9 @@ class _SharedFeatures:
     def validation(self) -> Features:
         return self._extract("validation", self.head)
 
-    def _extract(self, split: Literal["train", "validation"], head: nn.Module | None) -> Features:
-        part = self.dataset.train if split == "train" else self.dataset.validation
-        corrupt = self._corrupt(part)
+    def _extract(self, split: _SplitName, head: nn.Module | None) -> Features:
+        self.watch.beat(f"features of {split}")
+        part, corrupt = self._part(split), self._corrupt_of(split)
         batches = evaluation_batches(
             self.dataset, split, self.trial.data, 512, self.device, self.loader_processes, corrupt.add
         )
@@ -162,8 +172,20 @@ class _SharedFeatures:
             self.watch.beat(f"features of {split}, batch {number}")
             yield batch
 
-    def _corrupt(self, part: Split) -> CorruptImages:
-        return CorruptImages(part, self.dataset.root, self.watch.corrupt_images, self.watch.note)
+    def _part(self, split: _SplitName) -> Split:
+        return self.dataset.train if split == "train" else self.dataset.validation
+
+    def _corrupt_of(self, split: _SplitName) -> CorruptImages:
+        """One for all that look at the split, so that each image is told of once."""
+        if split not in self._corrupt:
+            self._corrupt[split] = CorruptImages(
+                self._part(split), self.dataset.root, self.watch.corrupt_images, self.watch.note
+            )
+        return self._corrupt[split]
+
+    def met(self, *splits: _SplitName) -> list[str]:
+        """Images of the splits that could not be decoded, sorted."""
+        return sorted(name for split in splits for name in self._corrupt_of(split).met())
 
     @property
     def _precision(self) -> Literal["float64", "float32"]:
@@ -197,8 +219,8 @@ class _SharedFeatures:
                 self.trial.seed,
                 getattr(torch, self._precision),
                 self.watch.beat,
-                self._corrupt(self.dataset.train),
-                ProbeStates(self.watch.states, self.watch.guard) if self.watch.states else None,
+                self._corrupt_of("train"),
+                self.watch.states,
             )
             self._trained |= dict(zip(together, trained, strict=True))
         return self._trained[probe]

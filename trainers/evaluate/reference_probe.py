@@ -32,10 +32,12 @@ class ProbeStates:
     """Keeps what several probes that train together go on from, in a folder of a trial.
 
     Args:
-        guard: asked before each write; raises where this process must not.
+        of: what names the backbone that they are trained on, and the version of the arithmetic.
+        guard: asked before each state appears; raises where this process must not write.
     """
 
     folder: Path
+    of: str
     guard: Callable[[], None]
 
     def save(
@@ -45,8 +47,7 @@ class ProbeStates:
         tensors = {
             f"{n}.{name}": tensor for n, fit in enumerate(fits) for name, tensor in fit.state().items()
         }
-        self.guard()
-        checkpoint.write(self._path(probes, seed), tensors, {"epoch": epoch})
+        checkpoint.write(self._path(probes, seed), tensors, {"epoch": epoch}, self.guard)
 
     def load(self, probes: Sequence[tuple[LinearProbe, int | None]], seed: int, fits: list[SgdProbe]) -> int:
         """Put the state of these very probes back; the epochs done, 0 without a good state."""
@@ -63,7 +64,9 @@ class ProbeStates:
         return int(json.loads(metadata["epoch"]))
 
     def _path(self, probes: Sequence[tuple[LinearProbe, int | None]], seed: int) -> Path:
-        content = json.dumps([seed, *([config.model_dump(mode="json"), d0] for config, d0 in probes)])
+        content = json.dumps(
+            [self.of, seed, *([config.model_dump(mode="json"), d0] for config, d0 in probes)]
+        )
         name = hashlib.sha256(content.encode()).hexdigest()[:16]
         return self.folder / PROBE_STATES.replace("*", name)
 

@@ -150,7 +150,8 @@ def _correct(
     kind, _, name = metric.partition("/")
     keys = {str(evaluation): key for evaluation, key in seeds[seed].evaluations.items()}
     arrays = records.evaluation_arrays(keys[kind]) if name == "top1" and kind in keys else None
-    return None if arrays is None or "correct" not in arrays else arrays["correct"].astype(bool)
+    correct = None if arrays is None else arrays.get("correct")
+    return None if correct is None or correct.ndim != 1 else correct.astype(bool)
 
 
 def _named_cells(

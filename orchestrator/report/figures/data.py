@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pandas as pd
+from pydantic import ValidationError
 
 from orchestrator.exhibits import CurveFigure, ScatterFigure, SpectrumFigure, TrainingFigure
 from orchestrator.plan import PlannedCell
@@ -45,10 +46,12 @@ def spectrum(figure: SpectrumFigure, source: Source) -> tuple[pd.DataFrame, str]
                 source.lacks(cell, "training", "spectrum", otherwise="its study measures no spectrum")
             elif values is None:
                 source.lacks(cell, otherwise=NO_ARRAYS)
+            elif values.ndim != 1 or not len(values):
+                source.lacks(cell, otherwise="its spectrum is no list of numbers")
             elif not np.isfinite(values).all():
                 source.lacks(cell, otherwise=f"spectrum {NOT_FINITE}")
             else:
-                scaled.add(record.get("evaluation", {}).get("normalize"))
+                scaled.add(record["evaluation"].get("normalize") is True)
                 ranks = np.arange(1, len(values) + 1)
                 parts.append(
                     lines(
@@ -102,7 +105,10 @@ def _place(cell: PlannedCell, source: Source) -> dict[str, object] | None:
     record = source.records.trial_record(cell.trial)
     if record is None or "config" not in record:
         return None
-    config = TrialConfig.model_validate_json(json.dumps(record["config"]))
+    try:
+        config = TrialConfig.model_validate_json(json.dumps(record["config"]))
+    except ValidationError:
+        return None
     dim = config.backbone.representation_dim
     d0 = dim if isinstance(config.head, NoHead) else getattr(config.head, "d0", None)
     return None if d0 is None else {"head": config.head.kind, "d0": d0, "dim": dim}

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.plan import PlannedCell, StudyPlan
+from orchestrator.records import Arrays
 from orchestrator.report.frames import Hole, Records
 from orchestrator.spec import Study
-from orchestrator.store import Arrays
 
 CELL = ("study", "cell", "label")
 """Columns that every figure's table has."""
@@ -57,6 +57,9 @@ class Source:
         arrays = self.records.trial_arrays(cell.trial) or {}
         prefix = f"{cell.case}/"
         own = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
+        if own and not _of_one_run(own):
+            self.lacks(cell, otherwise="its arrays are not those of toy networks")
+            return None
         if not own:
             self.lacks(cell, "training", otherwise=NO_ARRAYS if cell.case is not None else "no toy networks")
             return None
@@ -91,6 +94,31 @@ class Source:
         return tuple(
             f"{label}{_of_seeds(seeds)}: {reason}." for (label, reason), seeds in self._lacking.items()
         )
+
+
+_TOY_ARRAYS = {
+    "iterations": "t",
+    "weight_singular_values": "ntld",
+    "embedding_spectrum": "ntd",
+    "alignment": "npdd",
+}
+"""What figures are drawn from, and its dimensions, as in `trainers.theory.ToyResult`: t records, n networks."""
+
+
+def _of_one_run(arrays: Arrays) -> bool:
+    """Whether the arrays of a case have the dimensions that figures take, the same in all; the last may lack."""
+    sizes: dict[str, int] = {}
+    for name, dimensions in _TOY_ARRAYS.items():
+        array = arrays.get(name)
+        if array is None:
+            if name != "alignment":
+                return False
+            continue
+        if array.ndim != len(dimensions) or not (array.size or name == "alignment"):
+            return False
+        if any(sizes.setdefault(d, size) != size for d, size in zip(dimensions, array.shape, strict=True)):
+            return False
+    return True
 
 
 def _of_seeds(seeds: list[int]) -> str:
@@ -135,7 +163,8 @@ def noise_floor(values: pd.Series, ranks: pd.Series, squared: bool = False) -> f
     if values.empty:
         return 0.0
     relative = float(ranks.max()) * float(np.finfo(np.float64).eps)
-    return (relative**2 if squared else relative) * float(values.max() or 1.0)
+    floor = (relative**2 if squared else relative) * (max(float(values.max()), 0.0) or 1.0)
+    return max(floor, float(np.finfo(np.float64).tiny))
 
 
 def noise_text(values: pd.Series, floor: float) -> str:

@@ -69,7 +69,7 @@ def alignment(figure: ToyAlignmentFigure, source: Source) -> tuple[pd.DataFrame,
     """Fig. 5: |A|, A = V2^T U1 of the first two layers; `row` k and `column` k' count from 1."""
     caption = "Absolute value of the alignment matrix A = V₂ᵀU₁ after training."
     found = source.toy_arrays(figure.cell)
-    if found is not None and "alignment" not in found[1]:
+    if found is not None and not found[1].get("alignment", np.empty(0)).size:
         source.lacks(found[0], otherwise="a single layer has nothing to be aligned with")
     elif found is not None:
         cell, arrays = found

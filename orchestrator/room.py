@@ -1,0 +1,80 @@
+"""Says what trials wait for when none runs, and ends a run that no node of the cluster can go on with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from orchestrator.cluster import Node, trials_at_once
+from orchestrator.errors import CapacityError
+from orchestrator.plan import Job
+from orchestrator.progress import duration
+
+SAY_AFTER, LOOK_EVERY = 30.0, 30.0
+GIVE_UP_AFTER = 900.0
+"""Seconds without any node that could run a trial: nodes that went may come back, or new ones be started."""
+
+
+class RoomWatch:
+    """Asked at each turn of the scheduler; looks at the cluster only while trials wait and none runs.
+
+    Args:
+        jobs: by trial.
+        nodes: what the cluster has now.
+        say: told in a sentence, once for each wait and each state of the cluster.
+
+    Attributes:
+        problem: why the run was ended.
+    """
+
+    def __init__(
+        self, jobs: dict[str, Job], nodes: Callable[[], list[Node]], say: Callable[[str], None]
+    ) -> None:
+        self._jobs, self._nodes, self._say = jobs, nodes, say
+        self._waiting_since: float | None = None
+        self._looked = self._could_run = 0.0
+        self._said = ""
+        self.problem: CapacityError | None = None
+
+    def look(self, waiting: Iterable[str], running: bool) -> None:
+        """Args: waiting: trials that are not started.
+
+        Raises:
+            CapacityError: none of them fits any node, and for long.
+        """
+        now = time.monotonic()
+        trials = [] if running else list(waiting)
+        if not trials:
+            self._waiting_since, self._said = None, ""
+            return
+        if self._waiting_since is None:
+            self._waiting_since = self._could_run = now
+        if now - self._waiting_since < SAY_AFTER or now - self._looked < LOOK_EVERY:
+            return
+        self._looked = now
+        nodes = self._nodes()
+        if impossible := self._impossible(trials, nodes):
+            self._tell(f"{impossible}; waiting {duration(GIVE_UP_AFTER)} for nodes that fit")
+            if now - self._could_run > GIVE_UP_AFTER:
+                self.problem = CapacityError(f"{impossible}; no such node in {duration(GIVE_UP_AFTER)}")
+                raise self.problem
+            return
+        self._could_run = now
+        self._tell("waiting for room: the cluster would fit a trial, and others occupy it")
+
+    def _impossible(self, trials: list[str], nodes: list[Node]) -> CapacityError | None:
+        """Why not one of the trials fits."""
+        problem = None
+        for footprint in {self._jobs[trial].resources for trial in trials}:
+            try:
+                trials_at_once(nodes, footprint)
+            except CapacityError as error:
+                problem = error
+            else:
+                return None
+        return problem
+
+    def _tell(self, sentence: str) -> None:
+        if sentence != self._said:
+            self._said = sentence
+            self._say(sentence)

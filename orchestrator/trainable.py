@@ -1,0 +1,156 @@
+"""What Ray Tune starts for each job: take the trial's lease, do what is still missing, tell how it ended."""
+
+from __future__ import annotations
+
+import gc
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from orchestrator.failures import failure
+from orchestrator.gangs import cause, measure, train_gang
+from orchestrator.hangs import HUNG
+from orchestrator.leases import Fence, Holder, Lease, LeaseLost, Leases, run_folder
+from orchestrator.plan import Job
+from orchestrator.spec import Executor
+from orchestrator.store import Store
+
+_START = "its start"
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """All that a Tune trial needs to know of its job.
+
+    Attributes:
+        executor: `inline` trains in the Tune trial's own process, `train` through Ray Train.
+        run: of the command.
+    """
+
+    job: Job
+    recipe: str
+    store: str
+    executor: str
+    run: str
+
+
+def assigned(job: Job, recipe: str, store: Store, executor: Executor, run: str) -> Assignment:
+    """A job with its executor: a gang needs Ray Train, and toy networks have no gang."""
+    chosen: str = executor
+    if job.is_toy:
+        chosen = "inline"
+    elif executor == "auto":
+        chosen = "inline" if job.resources.workers == 1 else "train"
+    return Assignment(job, recipe, str(store.root), chosen, run)
+
+
+def driver_resources(assignment: Assignment) -> dict[str, float]:
+    """What the Tune trial itself holds. Train's workers have a placement group of their own."""
+    footprint = assignment.job.resources
+    if assignment.executor == "train":
+        # Nothing at all is refused, and any share of a CPU would keep the last workers from fitting.
+        return {"memory": 1.0}
+    return {"CPU": footprint.cpus_per_worker, "GPU": footprint.gpus_per_worker}
+
+
+def run_job(config: dict[str, Any], assignments: dict[str, Assignment]) -> dict[str, Any]:
+    """Train if needed, then evaluate. Errors of the work end in the store, not in Tune.
+
+    Returns:
+        `error` (None: all is done), `held` (by whom else) or `stopped`.
+    """
+    gc.collect()  # the traceback of a trial that failed in this process holds its tensors in a cycle
+    assignment = assignments[config["trial"]]
+    store, trial = Store(assignment.store), assignment.job.trial
+    before = store.trial_failure(trial)
+    if before and before.get("type") == HUNG and before.get("run") == assignment.run:
+        return {"error": before["error"]}
+    leases = Leases(store.root, assignment.run)
+    try:
+        lease = _acquire(leases, trial)
+    except OSError as error:
+        return {"error": failure(error, error, _START)["error"]}
+    if leases.stop_requested():
+        if isinstance(lease, Lease):
+            lease.release()
+        return {"stopped": True}
+    if isinstance(lease, Holder):
+        return {"held": str(lease)}
+    with lease:
+        try:
+            job = still_missing(assignment.job, store)
+            _work(replace(assignment, job=job), store, lease.fence)
+        except Exception as error:
+            return _ended(error, store, leases, trial)
+    return {"error": None}
+
+
+def _acquire(leases: Leases, trial: str) -> Lease | Holder:
+    """Take a trial, and wait for what this run itself held on a node that is gone: its lease has to run out."""
+    deadline = time.monotonic() + 2 * leases.ttl
+    while True:
+        found = leases.acquire(trial)
+        ours = isinstance(found, Holder) and found.run == leases.run
+        if not ours or leases.stop_requested() or time.monotonic() > deadline:
+            return found
+        time.sleep(1)
+
+
+def _ended(error: Exception, store: Store, leases: Leases, trial: str) -> dict[str, Any]:
+    from trainers.context import Interrupted
+
+    why = cause(error)
+    if isinstance(why, Interrupted):
+        return {"stopped": True}
+    if isinstance(why, LeaseLost):
+        return {"held": str(why)}
+    told = failure(why, error, place_of(leases, trial))
+    with suppress(OSError):  # a full disk must not end the other trials, and this one is told of on screen
+        store.fail_trial(trial, told)
+    return {"error": f"{told['type']}: {told['error']}"}
+
+
+def place_of(leases: Leases, trial: str) -> str:
+    """Where a trial's work stood when its holder last told."""
+    told = leases.progress(trial)
+    return told[1] if told else _START
+
+
+def still_missing(job: Job, store: Store) -> Job:
+    """What is left to do of a job now that nobody else can be at it: another run may have done it meanwhile."""
+    from orchestrator import work
+
+    done = store.trial_record(job.trial) is not None and (not job.is_toy or store.has_arrays(job.trial))
+    evaluations = {key: e for key, e in job.evaluations.items() if store.evaluation_record(key) is None}
+    # a model that is needed once more, and damaged, is trained again
+    done = done and (not evaluations or work.has_good_model(job.trial, store))
+    return replace(job, train=not done, evaluations=evaluations)
+
+
+def _work(assignment: Assignment, store: Store, fence: Fence) -> None:
+    job, recipe = assignment.job, assignment.recipe
+    if job.is_toy or assignment.executor == "inline":
+        _work_inline(job, recipe, store, fence)
+        return
+    if job.train:
+        train_gang(job, recipe, store, fence, run_folder(store.root, assignment.run))
+    if job.evaluations:
+        measure(job, store, fence)
+
+
+def _work_inline(job: Job, recipe: str, store: Store, fence: Fence) -> None:
+    import torch
+    from ray import tune
+
+    from orchestrator import work
+
+    if job.is_toy:
+        if job.train:
+            work.train_toys(job, store, fence, tune.report)
+        return
+    device = torch.device("cuda", 0) if job.resources.gpus_per_worker else torch.device("cpu")
+    if job.train:
+        work.train_trial(job, recipe, store, fence, "inline", {"device": device}, tune.report)
+    if job.evaluations:
+        work.evaluate_trial(job, store, fence, "inline", device)

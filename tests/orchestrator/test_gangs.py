@@ -1,0 +1,65 @@
+"""Which error of a gang is the cause, and whether a process was lost."""
+
+from __future__ import annotations
+
+import pytest
+from ray.exceptions import ActorDiedError, RayTaskError, WorkerCrashedError
+from ray.train import ControllerError, WorkerGroupError
+
+from orchestrator.failures import ProcessLost
+from orchestrator.gangs import cause, lost_process
+from trainers.data.datasets import DataError
+
+PEER = RuntimeError("[/gloo/pair.cc:534] Connection closed by peer [127.0.0.1]:5")
+
+
+class Unwell(Exception):
+    """Shaped as Ray Train's error of a worker that no longer answers."""
+
+    health_check_failure = ActorDiedError()
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_the_error_of_the_work_is_told_not_that_of_its_peers(order: tuple[int, int]) -> None:
+    mine = DataError("a.png: cannot be decoded")
+    error = WorkerGroupError("", dict(zip(order, (PEER, mine), strict=True)))
+    assert cause(error) is mine
+    assert cause(ControllerError(error)) is mine
+    assert not lost_process(error)
+
+
+def test_wrapped_errors_are_unwrapped() -> None:
+    mine = ValueError("x")
+    assert cause(RayTaskError("f", "Traceback …", mine)) is mine
+    assert cause(mine) is mine
+
+
+def test_a_worker_that_died_or_hangs_is_lost_though_its_peers_only_failed() -> None:
+    assert lost_process(WorkerGroupError("", {0: PEER, 1: Unwell()}))
+    assert lost_process(WorkerGroupError("", {0: PEER, 1: ActorDiedError()}))
+    assert not lost_process(WorkerGroupError("", {0: ValueError("x")}))
+
+
+def test_where_a_node_went_its_peers_broken_connections_may_be_all_that_is_known() -> None:
+    assert lost_process(WorkerGroupError("", {0: PEER}))
+    assert lost_process(WorkerGroupError("", {0: PEER, 1: ConnectionResetError()}))
+    assert not lost_process(WorkerGroupError("", {0: PEER, 1: DataError("a.png: cannot be decoded")}))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        WorkerGroupError("", {0: PEER, 1: Unwell()}),
+        WorkerGroupError("", {0: ActorDiedError(), 1: PEER}),
+        WorkerCrashedError(),  # of an evaluation
+    ],
+)
+def test_a_process_that_was_lost_too_often_is_told_with_its_usual_reason_and_the_remedy(
+    error: Exception,
+) -> None:
+    lost = cause(error)
+    assert isinstance(lost, ProcessLost)
+    assert str(lost) == (
+        "its process was lost 4 times; out of memory is the usual reason: lower batch_size, raise gradient_cache, or "
+        "run fewer at once (--max-concurrent)"
+    )
