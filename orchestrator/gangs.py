@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +44,8 @@ def train_gang(job: Job, recipe: str, store: Store, fence: Fence, folder: Path) 
     lost, began = 0, time.monotonic()
     while True:
         try:
-            _fit(job, recipe, store, fence, folder)
+            with _beating_until_workers_do(fence, f"the start of {job.resources.workers} workers"):
+                _fit(job, recipe, store, fence, folder)
             return
         except WorkerGroupError as error:
             if lost == RESTARTS or not lost_process(error):
@@ -55,7 +59,25 @@ def train_gang(job: Job, recipe: str, store: Store, fence: Fence, folder: Path) 
                     f"no room for {job.resources.workers} workers in {ROOM_SECONDS:.0f} s; give the cluster more "
                     "nodes, or run fewer at once (--max-concurrent)"
                 ) from error
-            fence.beat(f"waiting for room for {job.resources.workers} workers")
+
+
+@contextmanager
+def _beating_until_workers_do(fence: Fence, what: str) -> Iterator[None]:
+    """Ray starts processes, or waits for room for them, in its own time: that is no silence of the trial's."""
+    ended, until = threading.Event(), time.monotonic() + ROOM_SECONDS
+
+    def beat() -> None:
+        fence.beat(what)
+        while not ended.wait(1) and not fence.others_beat() and time.monotonic() < until:
+            fence.beat(what)
+
+    thread = threading.Thread(target=beat, name="gang's start", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _fit(job: Job, recipe: str, store: Store, fence: Fence, folder: Path) -> None:
@@ -98,7 +120,8 @@ def measure(job: Job, store: Store, fence: Fence) -> None:
         max_retries=RESTARTS,
         scheduling_strategy="DEFAULT",  # not inside the trial's own, all but empty, bundle
     )(_evaluate_worker)
-    ray.get(task.remote(job, str(store.root), fence))
+    with _beating_until_workers_do(fence, "the start of its evaluation"):
+        ray.get(task.remote(job, str(store.root), fence))
 
 
 def _train_worker(config: dict[str, Any]) -> None:

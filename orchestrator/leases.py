@@ -78,6 +78,7 @@ class Fence:
     def __init__(self, root: Path, key: str, holder: Holder) -> None:
         self._root, self._key, self._holder = root, key, holder
         self._place = root / "leases" / _named(key)
+        self._progress = self._place / f"{holder.token}.progress"
         self._count, self._told, self._asked, self._stop = 0, -1e9, -1e9, False
 
     def confirm(self) -> None:
@@ -99,11 +100,16 @@ class Fence:
         if now - self._told < _PROGRESS_EVERY_S:
             return
         self._told, self._count = now, self._count + 1
-        path = self._place / f"{self._holder.token}.progress"
-        partial = path.with_suffix(f".{secrets.token_hex(4)}")
+        partial = self._progress.with_suffix(f".{secrets.token_hex(4)}")
         with suppress(OSError):  # a full disk ends a trial where its results are written, not here
-            partial.write_text(json.dumps({"count": f"{os.getpid()}:{self._count}", "where": where}))
-            partial.replace(path)
+            partial.write_text(json.dumps({"by": _me(), "count": self._count, "where": where}))
+            partial.replace(self._progress)
+
+    def others_beat(self) -> bool:
+        """Whether another process of the trial was the last to tell where the work stands."""
+        with suppress(OSError, RecordError, LookupError, TypeError):
+            return bool(_read(self._progress)[0]["by"] != _me())
+        return False
 
     def stopping(self) -> bool:
         """Whether the run was asked to save and end."""
@@ -191,7 +197,7 @@ class Leases:
             told = self._place(key).glob("*.progress")
             newest = max(told, key=lambda path: path.stat().st_mtime_ns)
             content = _read(newest)[0]
-            return f"{newest.stem}:{content['count']}", str(content["where"])[:_LONGEST]
+            return f"{newest.stem}:{content['by']}:{content['count']}", str(content["where"])[:_LONGEST]
         return None
 
     def held(self) -> dict[str, Holder]:
@@ -299,6 +305,10 @@ def run_folder(root: Path, run: str) -> Path:
 
 def _stop_file(root: Path, run: str) -> Path:
     return run_folder(root, run) / "stop"
+
+
+def _me() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _remove(place: Path, token: str) -> None:

@@ -149,12 +149,14 @@ def test_a_signal_ends_the_command_soon_with_all_states_saved(
     took = time.monotonic() - started
     assert code == 130, said(process)
     assert "interrupted; the same command goes on from here" in said(process)
-    assert leftovers(run) == []
+    # where Ray, which the signal hit too, did not end by itself, the next command removes its scratch
+    assert [left for left in leftovers(run) if not left.startswith(".runs/")] == []
     saved = max(run.store.glob("trials/*/checkpoints/state-*.safetensors"))
     assert int(saved.stem.split("-")[1]) % steps != 0, "saved for the signal, within an epoch"
     code, text = run.finish()
     assert code == 0, text
     assert differences(outcome(run.store), outcome(undisturbed.store)) == []
+    assert leftovers(run) == []
     told(
         f"{number.name} to the command and all of Ray",
         "nothing; running trials save their states",

@@ -188,7 +188,7 @@ def test_gangs_killed_at_random_moments_end_equal_to_the_bit(
         recovered = lost_trials_of_one_command(run, kills, victims)
         check(run, undisturbed_gangs, kills)
         assert left_placement_groups(cluster.address) == 0
-        await_true(lambda: not at_work(CLUSTER), 30)
+        await_true(lambda: not [name for name in names(at_work(CLUSTER)) if "Train" in name], 60)
     what = "one worker of a gang of two" if victims is a_train_worker else "a gang's trial driver"
     told(
         f"kill -9 of {what} (`train`), {kills} times at random moments",
@@ -197,6 +197,14 @@ def test_gangs_killed_at_random_moments_end_equal_to_the_bit(
         if recovered
         else "the driver stays",
     )
+
+
+def names(processes: list[psutil.Process]) -> list[str]:
+    found = []
+    for process in processes:
+        with suppress(psutil.Error):
+            found.append(" ".join(process.cmdline()))
+    return found
 
 
 def left_placement_groups(address: str) -> int:

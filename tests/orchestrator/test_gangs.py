@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError, WorkerCrashedError
 from ray.train import ControllerError, WorkerGroupError
 
+from orchestrator import gangs, leases
 from orchestrator.failures import ProcessLost
 from orchestrator.gangs import cause, lost_process
 from trainers.data.datasets import DataError
@@ -63,3 +67,26 @@ def test_a_process_that_was_lost_too_often_is_told_with_its_usual_reason_and_the
         "its process was lost 4 times; out of memory is the usual reason: lower batch_size, raise gradient_cache, or "
         "run fewer at once (--max-concurrent)"
     )
+
+
+def test_a_gang_that_takes_long_to_start_is_not_silent_and_one_that_started_beats_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "_PROGRESS_EVERY_S", 0.0)
+    every, key = leases.Leases(tmp_path, "a" * 8), "0" * 20
+    lease = every.acquire(key)
+    assert isinstance(lease, leases.Lease)
+    with lease, gangs._beating_until_workers_do(lease.fence, "the start of 2 workers"):
+        seen = set()
+        for _ in range(5):
+            time.sleep(0.7)
+            seen.add(every.progress(key))
+        assert len(seen) > 2
+        assert {told[1] for told in seen if told} == {"the start of 2 workers"}
+        with monkeypatch.context() as worker:
+            worker.setattr(leases, "_me", lambda: "another:1")
+            lease.fence.beat("step 1")
+        time.sleep(2.5)
+        told = every.progress(key)
+        assert told is not None
+        assert told[1] == "step 1"
