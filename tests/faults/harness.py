@@ -20,6 +20,8 @@ import numpy as np
 import psutil
 from safetensors.numpy import load_file
 
+from orchestrator.processes import lives
+
 SMALL = (
     "data.image_size=8",
     "data.train_images=640",
@@ -94,13 +96,13 @@ class Run:
         return tagged(self.tag)
 
     def holders(self) -> dict[str, int]:
-        """Trial -> process that holds its lease."""
+        """Trial -> living process that holds its lease."""
         found = {}
         for path in self.store.glob("leases/*/*"):
-            if path.suffix:  # of where the work stands
-                continue
-            with suppress(OSError, ValueError, KeyError):
-                found[path.parent.name] = int(json.loads(path.read_text())["pid"])
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                told = json.loads(path.read_text())
+                if lives(told["pid"], told["started"]):
+                    found[path.parent.name] = int(told["pid"])
         return found
 
     def await_lease(self, process: subprocess.Popen[str], timeout: float = 120) -> dict[str, int]:

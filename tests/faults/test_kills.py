@@ -94,7 +94,7 @@ def lost_trials_of_one_command(run: Run, kills: int, victims: Callable[[Run, int
                 kill(random.choice(found))
                 hit[trial] = time.monotonic()
         for trial, when in list(hit.items()):
-            if when and trial in run.holders() and time.monotonic() - when > 0.5:
+            if when and trial in run.holders() and time.monotonic() - when > 0.1:
                 gone.append(time.monotonic() - when)
                 hit[trial] = 0.0
         time.sleep(0.05)
@@ -126,7 +126,7 @@ def test_trials_killed_at_random_moments_end_equal_to_the_bit(
     told(
         f"kill -9 of a trial's process (`inline`), {kills} times at random moments",
         "nothing; 0 records lost, 0 leases or processes left, all results equal to the bit",
-        f"{statistics.median(recovered):.1f} s until the trial goes on" if recovered else "within a second",
+        f"{statistics.median(recovered):.1f} s until the trial goes on",
     )
 
 
@@ -189,13 +189,15 @@ def test_gangs_killed_at_random_moments_end_equal_to_the_bit(
         check(run, undisturbed_gangs, kills)
         assert left_placement_groups(cluster.address) == 0
         await_true(lambda: not [name for name in names(at_work(CLUSTER)) if "Train" in name], 60)
-    what = "one worker of a gang of two" if victims is a_train_worker else "a gang's trial driver"
+    if victims is a_train_worker:
+        what, recovery = "one worker of a gang of two", "the gang starts again by itself"
+    else:
+        what = "a gang's trial driver"
+        recovery = f"{statistics.median(recovered):.1f} s until the trial has a driver again"
     told(
         f"kill -9 of {what} (`train`), {kills} times at random moments",
         "nothing; 0 records lost, 0 placement groups, leases or processes left, all results equal to the bit",
-        f"{statistics.median(recovered):.1f} s until the trial has a driver again"
-        if recovered
-        else "the driver stays",
+        recovery,
     )
 
 
