@@ -23,11 +23,8 @@ ROOM_SECONDS = 900.0
 
 _ATTEMPTS = 1 + RESTARTS
 LOST = f"its process was lost {_ATTEMPTS} times; out of memory is the usual reason: {REMEDY_FOR_MEMORY}"
-_NO_ROOM = {
-    "WorkerGroupStartupTimeoutError",
-    "WorkerGroupStartupFailedError",
-    "InsufficientClusterResourcesError",
-}
+_NO_ROOM = {"WorkerGroupStartupTimeoutError", "InsufficientClusterResourcesError"}
+_LOST_AT_ITS_START = "WorkerGroupStartupFailedError"
 _BROKEN = ("onnection", "Broken pipe", "gloo/transport", "NCCL", "TCPStore", "recvValue")
 
 
@@ -52,7 +49,13 @@ def train_gang(job: Job, recipe: str, store: Store, fence: Fence, folder: Path) 
                 raise
             lost, began = lost + 1, time.monotonic()
         except ControllerError as error:
-            if type(cause(error)).__name__ not in _NO_ROOM:
+            kind = type(cause(error)).__name__
+            if kind == _LOST_AT_ITS_START:
+                if lost == RESTARTS:
+                    raise ProcessLost(LOST) from error
+                lost += 1
+                continue
+            if kind not in _NO_ROOM:
                 raise
             if time.monotonic() - began > ROOM_SECONDS:
                 raise ProcessLost(

@@ -84,7 +84,8 @@ def kill_each_time(
         holder = process_of(run, "subvector")
         for pid in victims(holder) if holder else []:
             trial = trial_of(run, "subvector")
-            moved = list(run.store.glob(f"leases/{trial}/*.progress"))
+            told = run.store.glob(f"leases/{trial}/*.progress")
+            moved = [path for path in told if '"step' in path.read_text()]
             if pid not in killed and moved:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

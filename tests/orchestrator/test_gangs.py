@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError, WorkerCrashedError
@@ -90,3 +92,29 @@ def test_a_gang_that_takes_long_to_start_is_not_silent_and_one_that_started_beat
         told = every.progress(key)
         assert told is not None
         assert told[1] == "step 1"
+
+
+@pytest.mark.parametrize("attempts", [4, 2])
+def test_workers_that_die_at_their_start_are_lost_and_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempts: int
+) -> None:
+    failed = type("WorkerGroupStartupFailedError", (Exception,), {})
+    tried = []
+
+    def fit(*arguments: object) -> None:
+        tried.append(1)
+        if len(tried) < attempts or attempts == 4:
+            raise ControllerError(failed("a worker died"))
+
+    monkeypatch.setattr(gangs, "_fit", fit)
+    lease = leases.Leases(tmp_path, "a" * 8).acquire("0" * 20)
+    assert isinstance(lease, leases.Lease)
+    job: Any = SimpleNamespace(resources=SimpleNamespace(workers=2), trial="0" * 20)
+    store: Any = None
+    with lease:
+        if attempts == 4:
+            with pytest.raises(ProcessLost, match="lost 4 times"):
+                gangs.train_gang(job, "digits", store, lease.fence, tmp_path)
+        else:
+            gangs.train_gang(job, "digits", store, lease.fence, tmp_path)
+    assert len(tried) == attempts

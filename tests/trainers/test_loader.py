@@ -1,5 +1,7 @@
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from trainers.config import (
 from trainers.data.corrupt import CorruptImages
 from trainers.data.datasets import DataError, Dataset, Split, load_dataset
 from trainers.data.draws import crop_boxes, draw
-from trainers.data.loader import ViewLoader, evaluation_batches, load_image
+from trainers.data.loader import Fetcher, LoaderLostError, ViewLoader, evaluation_batches, load_image
 from trainers.randomness import generator
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -393,3 +395,17 @@ def test_evaluation_of_a_folder_is_the_same_for_any_number_of_processes(folder: 
     mean, std = torch.tensor(dataset.mean), torch.tensor(dataset.std)
     level = batches[0][0][0] * std.view(3, 1, 1) + mean.view(3, 1, 1)
     assert (level - pixels).abs().max() <= 1.01 / 255
+
+
+def test_a_loader_that_dies_while_it_sends_is_told_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dying:
+        def __iter__(self) -> Iterator[Any]:
+            yield torch.zeros(1), ()
+            raise ConnectionResetError(104, "Connection reset by peer")
+
+    fetch = Fetcher(lambda position: position, 0, False)
+    monkeypatch.setattr(fetch, "_loader", Dying())
+    batches = fetch([1, 2])
+    next(batches)
+    with pytest.raises(LoaderLostError, match="DataLoader worker is gone"):
+        next(batches)

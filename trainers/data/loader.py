@@ -190,6 +190,10 @@ def _stand_ins(split: Split, index: int) -> Iterator[int]:
             yield other
 
 
+class LoaderLostError(RuntimeError):
+    """A loader process died, most often for want of memory; torch itself says so in a RuntimeError."""
+
+
 class Fetcher:
     """Maps positions to batches in order, here or in processes that live as long as this object.
 
@@ -220,11 +224,14 @@ class Fetcher:
         else:
             self._positions[:] = positions
             results = self._loader
-        for result, corrupt in results:
-            if isinstance(result, DataError):
-                raise result
-            self.corrupt.update(corrupt)
-            yield result
+        try:
+            for result, corrupt in results:
+                if isinstance(result, DataError):
+                    raise result
+                self.corrupt.update(corrupt)
+                yield result
+        except (ConnectionError, EOFError) as error:  # it died while it sent a batch
+            raise LoaderLostError(f"DataLoader worker is gone ({error})") from error
 
 
 class _Lookup:
