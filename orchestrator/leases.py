@@ -137,10 +137,6 @@ class Lease:
     ) -> None:
         self.release()
 
-    def confirm(self) -> None:
-        """As `Fence.confirm`."""
-        self.fence.confirm()
-
     def release(self) -> None:
         """Give the trial back; a lease that was lost leaves the files to its taker."""
         self._released.set()

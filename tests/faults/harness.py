@@ -140,6 +140,14 @@ def said(process: subprocess.Popen[str]) -> str:
     return str(process.output())  # type: ignore[attr-defined]
 
 
+def the_line(text: str, start: str) -> str:
+    """The one line of a command's output that has this in it; there is no traceback."""
+    assert "Traceback" not in text, text
+    lines = [line for line in text.splitlines() if start in line]
+    assert len(lines) == 1, text
+    return lines[0]
+
+
 def _running(process: subprocess.Popen[str]) -> None:
     assert process.poll() is None, f"ended too early with {process.returncode}:\n{said(process)}"
 

@@ -7,13 +7,14 @@ import json
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from digit_folders import SPOILT, mend, spoil, write_digits
-from harness import SMALL, Run, await_true, differences, leftovers, outcome, said, started
+from harness import SMALL, Run, await_true, differences, leftovers, outcome, said, started, the_line
 
 pytestmark = [pytest.mark.faults, pytest.mark.cluster]
 
@@ -74,12 +75,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return outcome(run.store)
 
 
-def failing_line(text: str, start: str = LINE) -> str:
-    """The one line that tells why a trial failed."""
-    assert "Traceback" not in text, text
-    lines = [line for line in text.splitlines() if start in line]
-    assert len(lines) == 1, text
-    return lines[0]
+failing_line = partial(the_line, start=LINE)
 
 
 def the_trial_of_the_folder(run: Run) -> Path:

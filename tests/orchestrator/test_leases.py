@@ -41,7 +41,7 @@ while won < 20:
             inside = root / "inside"
             inside.touch(exist_ok=False)  # fails where two are inside
             time.sleep(0.001)
-            lease.confirm()
+            lease.fence.confirm()
             inside.unlink()
         won += 1
 """
@@ -114,11 +114,11 @@ def test_a_holder_elsewhere_counts_as_dead_once_it_was_seen_unrenewed_for_long(
     assert isinstance(Leases(tmp_path, OTHER, ttl=0.5).acquire(KEY), Holder)  # has seen it for no time yet
     with acquired(observer) as taker:
         with pytest.raises(LeaseLost, match="taken over"):
-            slept.confirm()
+            slept.fence.confirm()
         slept.release()  # leaves the taker's files alone
-        taker.confirm()
+        taker.fence.confirm()
     with pytest.raises(LeaseLost):
-        slept.confirm()
+        slept.fence.confirm()
 
 
 def test_a_sleeper_is_kept_out_though_its_taker_is_gone_again(
@@ -133,9 +133,9 @@ def test_a_sleeper_is_kept_out_though_its_taker_is_gone_again(
     acquired(observer).release()
     with acquired(Leases(tmp_path, OTHER)) as third:
         with pytest.raises(LeaseLost):
-            slept.confirm()
+            slept.fence.confirm()
         slept.release()
-        third.confirm()
+        third.fence.confirm()
 
 
 @pytest.mark.parametrize("hours", [-5, 5])
@@ -187,7 +187,7 @@ def test_a_process_number_that_came_round_again_is_another_process(tmp_path: Pat
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "started": "1"}))
     with acquired(Leases(tmp_path, OTHER)), pytest.raises(LeaseLost):
-        lease.confirm()
+        lease.fence.confirm()
 
 
 @pytest.mark.parametrize("locks", ["with locks", "without locks"])

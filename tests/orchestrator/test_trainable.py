@@ -67,7 +67,7 @@ def test_what_the_same_run_held_on_a_lost_node_is_taken_once_its_lease_ran_out(
     assert isinstance(taken, Lease)
     assert 1.5 <= time.monotonic() - started < 5
     with pytest.raises(leases_module.LeaseLost):
-        lost.confirm()
+        lost.fence.confirm()
 
 
 def test_another_run_is_not_waited_for_and_a_stop_ends_the_wait(
