@@ -351,7 +351,7 @@ def test_a_loss_that_is_no_number_ends_its_trial_alone_and_names_the_step(tmp_pa
     run = Run(tmp_path, (), (*SMALL, "data.train_images=160"), NOT_A_NUMBER)
     code, text = run.finish()
     assert code == 3, text
-    line = failing_line(text, "far too fast, seed 0: failed: ")
+    line = the_line(text, "far too fast, seed 0: failed: ")
     # the rate is 0 at step 0, so step 1 sees the first weights still, and step 2 those of a rate of 1e30 / 5
     assert "loss is not finite at step 2; lower optimizer.lr or raise loss.temperature" in line
     assert "one half, seed 0: done in" in text

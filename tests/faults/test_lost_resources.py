@@ -269,7 +269,7 @@ def test_a_store_made_read_only_ends_trials_with_a_line_and_the_same_command_goe
         assert code in (1, 3), text
         assert "Traceback" not in text, text
         for label in ("the one hurt", "the other"):
-            line = failing_line(text, f"{label}, seed 0: failed: ")
+            line = the_line(text, f"{label}, seed 0: failed: ")
             assert "Read-only file system" in line, text
             assert "writable, and the same command goes on" in line, text
         code, text = run.finish()
