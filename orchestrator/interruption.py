@@ -38,12 +38,13 @@ class Interruption:
         self._before: dict[signal.Signals, Any] = {}
         self._asked = False
         self._over, self._saved = threading.Event(), threading.Event()
-        self._waiting = threading.Thread(target=self._await_states, name="saving", daemon=True)
+        self._waiting = threading.Thread(target=self._await_signal, name="saving", daemon=True)
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._ask) for number in _SIGNALS}
             self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, _interrupt)
+            self._waiting.start()
         return self
 
     def __exit__(
@@ -62,14 +63,18 @@ class Interruption:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._asked:
             raise KeyboardInterrupt
+        # Nothing else here: the handler may interrupt whoever holds the locks that files, screen and threads need,
+        # and the next signal may interrupt the handler at any point.
         self._asked = True
-        # not in the handler itself: it may interrupt whoever holds the locks that files and screen need
-        self._waiting.start()
+
+    def _await_signal(self) -> None:
+        while not self._asked and not self._over.wait(0.1):
+            pass
+        if not self._asked:
+            return
         last = threading.Timer(SAVING_SECONDS + ENDING_SECONDS, self._give_up)
         last.daemon = True
         last.start()
-
-    def _await_states(self) -> None:
         threading.Thread(target=self._save, name="stop", daemon=True).start()
         deadline = time.monotonic() + SAVING_SECONDS
         while time.monotonic() < deadline and not self._saved.wait(0.1) and not self._over.is_set():
