@@ -8,12 +8,14 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from orchestrator.failures import REMEDY_FOR_MEMORY, ProcessLost
 from orchestrator.leases import Fence
 from orchestrator.plan import Job
+from orchestrator.sharing import SharedData, dataset_in_place
 from orchestrator.store import Store
 
 RESTARTS = 3
@@ -28,13 +30,16 @@ _LOST_AT_ITS_START = "WorkerGroupStartupFailedError"
 _BROKEN = ("onnection", "Broken pipe", "gloo/transport", "NCCL", "TCPStore", "recvValue")
 
 
-def train_gang(job: Job, recipe: str, store: Store, fence: Fence, folder: Path) -> None:
+def train_gang(
+    job: Job, recipe: str, store: Store, fence: Fence, folder: Path, data: SharedData | None = None
+) -> None:
     """Train with a worker group, from its trial's last state, until it is done.
 
     A lost process is replaced and room waited for; an error of the training itself is not repeated.
 
     Args:
         folder: for what Ray Train keeps meanwhile.
+        data: in the object store, if they are.
     """
     from ray.train import ControllerError, WorkerGroupError
 
@@ -42,7 +47,7 @@ def train_gang(job: Job, recipe: str, store: Store, fence: Fence, folder: Path) 
     while True:
         try:
             with _beating_until_workers_do(fence, f"the start of {job.resources.workers} workers"):
-                _fit(job, recipe, store, fence, folder)
+                _fit(job, recipe, store, fence, folder, data)
             return
         except WorkerGroupError as error:
             if lost == RESTARTS or not lost_process(error):
@@ -83,7 +88,7 @@ def _beating_until_workers_do(fence: Fence, what: str) -> Iterator[None]:
         thread.join()
 
 
-def _fit(job: Job, recipe: str, store: Store, fence: Fence, folder: Path) -> None:
+def _fit(job: Job, recipe: str, store: Store, fence: Fence, folder: Path, data: SharedData | None) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
@@ -93,7 +98,13 @@ def _fit(job: Job, recipe: str, store: Store, fence: Fence, folder: Path) -> Non
     name = f"train-{job.trial}-{uuid.uuid4().hex[:8]}"
     trainer = TorchTrainer(
         _train_worker,
-        train_loop_config={"job": job, "recipe": recipe, "store": str(store.root), "fence": fence},
+        train_loop_config={
+            "job": job,
+            "recipe": recipe,
+            "store": str(store.root),
+            "fence": fence,
+            "data": data,
+        },
         scaling_config=ScalingConfig(
             num_workers=footprint.workers,
             use_gpu=footprint.gpus_per_worker > 0,
@@ -112,7 +123,7 @@ def _fit(job: Job, recipe: str, store: Store, fence: Fence, folder: Path) -> Non
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def measure(job: Job, store: Store, fence: Fence) -> None:
+def measure(job: Job, store: Store, fence: Fence, data: SharedData | None = None) -> None:
     """Measure a trained trial in a task of its own, on whatever node has room."""
     import ray
 
@@ -124,7 +135,7 @@ def measure(job: Job, store: Store, fence: Fence) -> None:
         scheduling_strategy="DEFAULT",  # not inside the trial's own, all but empty, bundle
     )(_evaluate_worker)
     with _beating_until_workers_do(fence, "the start of its evaluation"):
-        ray.get(task.remote(job, str(store.root), fence))
+        ray.get(task.remote(job, str(store.root), fence, data))
 
 
 def _train_worker(config: dict[str, Any]) -> None:
@@ -140,6 +151,7 @@ def _train_worker(config: dict[str, Any]) -> None:
         "world_size": context.get_world_size(),
         "device": get_device(),
     }
+    note = partial(Store(config["store"]).note, config["job"].trial)
     work.train_trial(
         config["job"],
         config["recipe"],
@@ -148,16 +160,18 @@ def _train_worker(config: dict[str, Any]) -> None:
         "train",
         fields,
         lambda metrics: ray.train.report(metrics),
+        dataset_in_place(config["data"], note if fields["rank"] == 0 else lambda text: None),
     )
 
 
-def _evaluate_worker(job: Job, store: str, fence: Fence) -> None:
+def _evaluate_worker(job: Job, store: str, fence: Fence, data: SharedData | None) -> None:
     import torch
 
     from orchestrator import work
 
     device = torch.device("cuda", 0) if job.resources.gpus_per_worker else torch.device("cpu")
-    work.evaluate_trial(job, Store(store), fence, "train", device)
+    dataset = dataset_in_place(data, partial(Store(store).note, job.trial))
+    work.evaluate_trial(job, Store(store), fence, "train", device, dataset)
 
 
 # --- which error is the cause ---------------------------------------------------------------------

@@ -31,6 +31,7 @@ from orchestrator.plan import Job
 from orchestrator.progress import Progress
 from orchestrator.room import RoomWatch
 from orchestrator.scratch import scratch
+from orchestrator.sharing import shared_data
 from orchestrator.spec import Executor, Resources
 from orchestrator.store import Store
 from orchestrator.trainable import Assignment, assigned, driver_resources, place_of, run_job
@@ -70,7 +71,10 @@ def run_jobs(
     """
     run = uuid.uuid4().hex[:8]
     leases = Leases(store.root, run)
-    assignments = {job.trial: assigned(job, recipe, store, executor, run) for job in jobs}
+    data = shared_data(jobs)
+    assignments = {
+        job.trial: assigned(job, recipe, store, executor, run, data.get(job.trial)) for job in jobs
+    }
     leases.clear_dead()
     limits = {job.trial: job.limits.silent_seconds for job in jobs}
 

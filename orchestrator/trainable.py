@@ -6,6 +6,7 @@ import gc
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from orchestrator.failures import failure
@@ -13,6 +14,7 @@ from orchestrator.gangs import cause, measure, train_gang
 from orchestrator.hangs import HUNG
 from orchestrator.leases import Fence, Holder, Lease, LeaseLost, Leases, run_folder
 from orchestrator.plan import Job
+from orchestrator.sharing import SharedData, dataset_in_place
 from orchestrator.spec import Executor
 from orchestrator.store import Store
 
@@ -26,6 +28,7 @@ class Assignment:
     Attributes:
         executor: `inline` trains in the Tune trial's own process, `train` through Ray Train.
         run: of the command.
+        data: decoded, in the object store; None: the trial reads its own.
     """
 
     job: Job
@@ -33,16 +36,19 @@ class Assignment:
     store: str
     executor: str
     run: str
+    data: SharedData | None = None
 
 
-def assigned(job: Job, recipe: str, store: Store, executor: Executor, run: str) -> Assignment:
+def assigned(
+    job: Job, recipe: str, store: Store, executor: Executor, run: str, data: SharedData | None = None
+) -> Assignment:
     """A job with its executor: a gang needs Ray Train, and toy networks have no gang."""
     chosen: str = executor
     if job.is_toy:
         chosen = "inline"
     elif executor == "auto":
         chosen = "inline" if job.resources.workers == 1 else "train"
-    return Assignment(job, recipe, str(store.root), chosen, run)
+    return Assignment(job, recipe, str(store.root), chosen, run, data)
 
 
 def driver_resources(assignment: Assignment) -> dict[str, float]:
@@ -131,26 +137,28 @@ def still_missing(job: Job, store: Store) -> Job:
 def _work(assignment: Assignment, store: Store, fence: Fence) -> None:
     job, recipe = assignment.job, assignment.recipe
     if job.is_toy or assignment.executor == "inline":
-        _work_inline(job, recipe, store, fence)
+        _work_inline(assignment, store, fence)
         return
     if job.train:
-        train_gang(job, recipe, store, fence, run_folder(store.root, assignment.run))
+        train_gang(job, recipe, store, fence, run_folder(store.root, assignment.run), assignment.data)
     if job.evaluations:
-        measure(job, store, fence)
+        measure(job, store, fence, assignment.data)
 
 
-def _work_inline(job: Job, recipe: str, store: Store, fence: Fence) -> None:
+def _work_inline(assignment: Assignment, store: Store, fence: Fence) -> None:
     import torch
     from ray import tune
 
     from orchestrator import work
 
+    job, recipe = assignment.job, assignment.recipe
     if job.is_toy:
         if job.train:
             work.train_toys(job, store, fence, tune.report)
         return
     device = torch.device("cuda", 0) if job.resources.gpus_per_worker else torch.device("cpu")
+    dataset = dataset_in_place(assignment.data, partial(store.note, job.trial))
     if job.train:
-        work.train_trial(job, recipe, store, fence, "inline", {"device": device}, tune.report)
+        work.train_trial(job, recipe, store, fence, "inline", {"device": device}, tune.report, dataset)
     if job.evaluations:
-        work.evaluate_trial(job, store, fence, "inline", device)
+        work.evaluate_trial(job, store, fence, "inline", device, dataset)

@@ -5,6 +5,7 @@ Both executors call the same two functions; only the TrialContext differs.
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import subprocess
@@ -26,12 +27,12 @@ from trainers.checkpoint import DamagedError, read
 from trainers.config import ToyRun, TrialConfig
 from trainers.context import Interrupted, TrialContext
 from trainers.contrastive import load_model, make_reproducible, train
-from trainers.data.datasets import load_dataset
+from trainers.data.datasets import Dataset, load_dataset
 from trainers.evaluate import PROBE_STATES, evaluate
 from trainers.files import MODEL, sha256_of
 from trainers.theory import run_toys
 
-_PACKAGES = ("torch", "torchvision", "ray", "numpy", "mlflow", "pandas")
+PACKAGES = ("torch", "torchvision", "ray", "numpy", "mlflow", "pandas")
 
 
 def train_trial(
@@ -42,8 +43,12 @@ def train_trial(
     executor: str,
     context_fields: dict[str, Any],
     report: Callable[..., None],
+    dataset: Dataset | None = None,
 ) -> None:
     """Train from the trial's last state to its end; rank 0 commits the record.
+
+    Args:
+        dataset: the trial's data, if they are loaded already.
 
     Raises:
         LeaseLost: another process has taken the trial over.
@@ -67,7 +72,7 @@ def train_trial(
         stopping=fence.stopping,
         **context_fields,
     )
-    result = train(job.config, context)
+    result = train(job.config, context, dataset)
     if context.rank != 0:
         return
     record = {
@@ -131,21 +136,40 @@ def train_toys(job: Job, store: Store, fence: Fence, report: Callable[..., None]
     store.commit_trial(job.trial, record, result.arrays, fence.confirm)
 
 
-def evaluate_trial(job: Job, store: Store, fence: Fence, executor: str, device: torch.device) -> None:
-    """Measure a trained trial; each evaluation is committed on its own."""
+def evaluate_trial(
+    job: Job,
+    store: Store,
+    fence: Fence,
+    executor: str,
+    device: torch.device,
+    dataset: Dataset | None = None,
+) -> None:
+    """Measure a trained trial; each evaluation is committed on its own.
+
+    Args:
+        dataset: the trial's data, if they are loaded already.
+    """
     standing = _Standing(fence)
     with standing:
-        _evaluate_trial(job, store, fence, executor, device, standing.beat)
+        _evaluate_trial(job, store, fence, executor, device, dataset, standing.beat)
 
 
 def _evaluate_trial(
-    job: Job, store: Store, fence: Fence, executor: str, device: torch.device, beat: Callable[[str], None]
+    job: Job,
+    store: Store,
+    fence: Fence,
+    executor: str,
+    device: torch.device,
+    dataset: Dataset | None,
+    beat: Callable[[str], None],
 ) -> None:
     assert isinstance(job.config, TrialConfig)
     directory = store.trial_directory(job.trial)
     context = TrialContext(directory=directory, device=device, threads=job.resources.cpus_per_worker)
     make_reproducible(job.config, context)
-    dataset = load_dataset(job.config.data)
+    note = partial(store.note, job.trial)
+    if dataset is None:
+        dataset = load_dataset(job.config.data)
     model = load_model(directory / "checkpoints" / MODEL, job.config, dataset, context)
     started, clock = _now(), time.perf_counter()
     results = evaluate(
@@ -158,7 +182,7 @@ def _evaluate_trial(
         dataset=dataset,
         corrupt_images=job.limits.corrupt_images,
         beat=beat,
-        note=lambda text: store.note(job.trial, f"evaluation: {text}"),
+        note=lambda text: note(f"evaluation: {text}"),
         states=directory / "checkpoints",
         states_of=sha256_of(directory / "checkpoints" / MODEL),
         guard=fence.confirm,
@@ -218,14 +242,14 @@ def environment(executor: str, job: Job, device: torch.device) -> dict[str, Any]
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cpu": _processor(),
         "versions": {"python": platform.python_version(), **_versions()},
-        "commit": _commit(),
+        "commit": commit(),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 
 def _versions() -> dict[str, str]:
     found = {}
-    for package in _PACKAGES:
+    for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -243,8 +267,13 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str | None:
-    """The checkout's commit, with a + if files differ from it; None outside a checkout."""
+def commit() -> str | None:
+    """The checkout's commit, with a + if files differ from it; None outside a checkout.
+
+    A Ray job has no checkout: the commit of the one that it was sent from is in ABLATE_COMMIT.
+    """
+    if told := os.environ.get("ABLATE_COMMIT"):
+        return told[:60]
     folder = Path(__file__).resolve().parent
     try:
         described = subprocess.run(

@@ -135,11 +135,14 @@ def objective(outputs: Outputs, labels: torch.Tensor, config: LossConfig) -> Los
     return Losses(contrastive + probe_loss / _mean_labelled(labels), contrastive.detach(), correct)
 
 
-def train(config: TrialConfig, context: TrialContext) -> TrainingResult:
+def train(config: TrialConfig, context: TrialContext, dataset: Dataset | None = None) -> TrainingResult:
     """Train one trial from its newest state, or from the start, to its end.
 
     A state is saved after each epoch, every `context.state_seconds` within one, and when asked to stop. A trial
     whose finished model is there is not trained again.
+
+    Args:
+        dataset: the trial's data, if they are loaded already.
 
     Raises:
         NonFiniteLossError: the loss became infinite or NaN.
@@ -160,7 +163,8 @@ def train(config: TrialConfig, context: TrialContext) -> TrainingResult:
     states = context.directory / "checkpoints"
     if finished := _finished(states, config, context):
         return finished
-    dataset = load_dataset(config.data)
+    if dataset is None:
+        dataset = load_dataset(config.data)
     loader = ViewLoader(
         dataset, config, context.rank, context.world_size, context.device, context.loader_processes
     )

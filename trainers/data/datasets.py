@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,10 +22,26 @@ from trainers.data.folders import class_names, find_folder, read_folder
 from trainers.data.formats import READERS, UNLABELLED, DataError, Split, check_counts, find_files, gone
 from trainers.randomness import generator
 
-__all__ = ["UNLABELLED", "DataError", "Dataset", "Split", "check_data", "load_dataset"]
+__all__ = ["UNLABELLED", "DataError", "Dataset", "DatasetArrays", "Split", "check_data", "load_dataset"]
 
 IMAGENET_MEAN: tuple[float, ...] = (0.485, 0.456, 0.406)
 IMAGENET_STD: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+
+class DatasetArrays(NamedTuple):
+    """A data set in memory as other libraries share it between processes: training, then validation.
+
+    Attributes:
+        images: uint8 (N, C, H, W) each.
+        labels: int64 (N,) each.
+    """
+
+    name: str
+    images: tuple[np.ndarray, ...]
+    labels: tuple[np.ndarray, ...]
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -45,6 +63,35 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     root: Path | None = None
+
+    @classmethod
+    def from_arrays(cls, arrays: DatasetArrays) -> Dataset:
+        """A data set whose images lie where the arrays lie; they may be read-only, and nothing writes to them."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            train, validation = (
+                Split(torch.from_numpy(images), None, torch.from_numpy(labels))
+                for images, labels in zip(arrays.images, arrays.labels, strict=True)
+            )
+        return cls(
+            name=arrays.name,
+            train=train,
+            validation=validation,
+            channels=arrays.images[0].shape[1],
+            num_classes=len(arrays.class_names),
+            class_names=arrays.class_names,
+            mean=arrays.mean,
+            std=arrays.std,
+        )
+
+    def arrays(self) -> DatasetArrays:
+        """The same without a copy, of a data set in memory."""
+        splits = self.train, self.validation
+        images = tuple(split.images.numpy() for split in splits if split.images is not None)
+        if len(images) < len(splits):
+            raise ValueError(f"{self.name}: its images are files, takes a data set in memory")
+        labels = tuple(split.labels.numpy() for split in splits)
+        return DatasetArrays(self.name, images, labels, self.class_names, self.mean, self.std)
 
     def fingerprint(self) -> str:
         """sha256 of the arrays in use; for an image folder, of its file names and sizes (a stat of each).
