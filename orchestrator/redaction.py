@@ -18,14 +18,16 @@ _FROM_THE_ENVIRONMENT = (
 _FEWEST = 6
 """Letters of a secret: a shorter one would be found in words."""
 
-# one slash where a path was made of it
+# Whoever wrote a text may have made it long to keep these busy: no part of a pattern is without an end, and those that
+# may begin anywhere begin at a word's start. One slash, where a path was made of a URI.
 _USER = re.compile(
-    r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]*:/{1,2}|(?<![^\s'\"(=]))(?P<user>[^\s@/:=]*:(?!/)\S*)@(?P<rest>\S*)"
+    r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]{0,30}:/{1,2}|(?<![^\s'\"(=]))"
+    r"(?P<user>[^\s@/:=]{0,256}:(?!/)\S{0,1024})@(?P<rest>\S*)"
 )
-_NAME = re.compile(r"(:/{1,2})[^\s/@]+@")
-_QUERY = re.compile(r"(:/{1,2}[^\s?#]*)[?#]\S*")
+_NAME = re.compile(r"(:/{1,2})[^\s/@]{1,1024}@")
+_QUERY = re.compile(r"(:/{1,2}[^\s?#]{0,1024})[?#]\S*")
 _FIELD = re.compile(
-    r"([\w-]*(?:token|passw(?:or)?d|secret|api_?key|access_?key|signature)[\w-]*=)[^\s&]+", re.I
+    r"(?<![\w-])([\w-]{0,64}(?:token|passw(?:or)?d|secret|api_?key|access_?key|signature)[\w-]{0,64}=)[^\s&]+", re.I
 )
 _HEADER = re.compile(r"\b(Bearer|Basic) [\w+/=.~-]{6,}")
 
