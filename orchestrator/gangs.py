@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 import uuid
@@ -15,8 +14,10 @@ from typing import Any
 from orchestrator.failures import REMEDY_FOR_MEMORY, ProcessLost
 from orchestrator.leases import Fence
 from orchestrator.plan import Job
+from orchestrator.scratch import for_ray
 from orchestrator.sharing import SharedData, dataset_in_place
 from orchestrator.store import Store
+from trainers.files import remove_folder
 
 RESTARTS = 3
 """So often what was lost is started again: a trial's process, a gang, a task."""
@@ -112,7 +113,7 @@ def _fit(job: Job, recipe: str, store: Store, fence: Fence, folder: Path, data: 
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=str(folder),
+            **for_ray(folder),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=1),
             callbacks=[TuneReportCallback()],
         ),
@@ -120,7 +121,7 @@ def _fit(job: Job, recipe: str, store: Store, fence: Fence, folder: Path, data: 
     try:
         trainer.fit()
     finally:
-        shutil.rmtree(folder / name, ignore_errors=True)
+        remove_folder(folder / name)
 
 
 def measure(job: Job, store: Store, fence: Fence, data: SharedData | None = None) -> None:

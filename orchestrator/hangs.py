@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 
 from orchestrator.leases import Fence, Holder, LeaseLost, Leases
 from orchestrator.processes import parent_of, started
 from orchestrator.store import Store
+from trainers.locations import location
 
 HUNG = "Hung"
 """Type of the failure that is kept; `run` tells whose, so that the same run does not try again."""
@@ -97,14 +97,14 @@ def hung(run: str, holder: Holder, where: str, silent: float, allowed: float) ->
     return {"error": error, "type": HUNG, "traceback": "", "when": when, "run": run}
 
 
-def end_process(root: Path, key: str, holder: Holder) -> None:
+def end_process(root: str, key: str, holder: Holder) -> None:
     """Kill a trial's holder; to be called in a worker of the same Ray on its machine.
 
     A lease is a file, which may name any process: only a worker that the same node of Ray started is killed, and
     only while it is the process that took the lease, and still holds it.
     """
     try:
-        Fence(root, key, holder).confirm()
+        Fence(location(root), key, holder).confirm()
     except LeaseLost:  # it moved on to its next trial meanwhile
         return
     if parent_of(holder.pid) == os.getppid() and started(holder.pid) == holder.started:

@@ -2,12 +2,15 @@
 
     <root>/leases/<key>/<token>             who holds the trial; renewed by its modification time
     <root>/leases/<key>/<token>.progress    where the work stands
+    <root>/leases/<key>/<token>.renewed     in an object store, where nothing has a modification time of its own:
+                                            how often it was renewed
     <root>/.runs/<run>/stop                 asks the trials of a run to save and end
     <root>/leases.lock                      spares those who take at once a second try
 
 Whoever wants a trial creates a file of a name that nobody else ever has, and holds the trial if no other living
 process has one there: of two who try at once, the later sees the earlier. Files of the dead are removed before, so a
-process that slept through a take-over finds its own gone, and stops before it writes.
+process that slept through a take-over finds its own gone, and stops before it writes. All this needs of a file
+system is that what one process made, all others list from then on: local disks, NFS and S3 do that.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +37,8 @@ from orchestrator import records
 from orchestrator.errors import AblateError
 from orchestrator.processes import lives, machine, started
 from orchestrator.records import RecordError
-from trainers.files import open_own, read_regular
+from trainers.files import make_folder, open_own, read_regular, write_atomically
+from trainers.locations import is_local, location
 
 _NAME = re.compile(r"[0-9a-f]{8,40}")
 _TOKEN = re.compile(r"[0-9a-f]{16}")
@@ -41,6 +46,10 @@ _MOST_BYTES, _LONGEST = 10_000, 300
 _PROGRESS_EVERY_S = 2.0
 _STOP_EVERY_S = 0.5
 _LOCK_S = 5.0
+_REMOTE_EVERY_S = 3.0
+"""Between what a fence asks and tells an object store: the training doesn't wait for it."""
+_AT_ONCE = 16
+"""Requests to an object store."""
 
 
 class LeaseLost(Exception):
@@ -80,6 +89,11 @@ class Fence:
         self._place = root / "leases" / _named(key)
         self._progress = self._place / f"{holder.token}.progress"
         self._count, self._told, self._asked, self._stop = 0, -1e9, -1e9, False
+        self._where: str | None = None
+        self._errand: threading.Thread | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _fence, (str(self._root), self._key, self._holder)
 
     def confirm(self) -> None:
         """Asked before each write.
@@ -87,23 +101,57 @@ class Fence:
         Raises:
             LeaseLost: this lease holds the trial no more.
         """
+        token = self._place / self._holder.token
         try:  # opened, not listed: a network file system may show an old listing for a minute
-            os.close(os.open(self._place / self._holder.token, os.O_RDONLY))
-        except OSError:
+            if is_local(token):
+                os.close(os.open(token, os.O_RDONLY))
+            else:
+                token.stat()
+        except OSError as error:
+            if not is_local(token) and not isinstance(error, FileNotFoundError):
+                raise  # an object store that is away for a while takes nothing over
             raise LeaseLost(
                 f"trial {self._key} was taken over by another process; this one stops without writing"
             ) from None
 
     def beat(self, where: str) -> None:
         """The work goes on and stands at `where`. Cheap: most calls only look at a clock."""
+        if not is_local(self._place):
+            self._where = where
+            self._run_errands()
+            return
         now = time.monotonic()
         if now - self._told < _PROGRESS_EVERY_S:
             return
-        self._told, self._count = now, self._count + 1
-        partial = self._progress.with_suffix(f".{secrets.token_hex(4)}")
+        self._told = now
+        self._tell(where)
+
+    def _tell(self, where: str) -> None:
+        self._count += 1
+        content = json.dumps({"by": _me(), "count": self._count, "where": where})
         with suppress(OSError):  # a full disk ends a trial where its results are written, not here
-            partial.write_text(json.dumps({"by": _me(), "count": self._count, "where": where}))
+            if not is_local(self._progress):
+                write_atomically(self._progress, content)
+                return
+            partial = self._progress.with_suffix(f".{secrets.token_hex(4)}")
+            partial.write_text(content)
             partial.replace(self._progress)
+
+    def _run_errands(self) -> None:
+        """In a thread that ends by itself, at most one at a time."""
+        now = time.monotonic()
+        if now - self._told < _REMOTE_EVERY_S or (self._errand and self._errand.is_alive()):
+            return
+        self._told = now
+        self._errand = threading.Thread(target=self._errands, name="lease errands", daemon=True)
+        self._errand.start()
+
+    def _errands(self) -> None:
+        where, self._where = self._where, None
+        if where is not None:
+            self._tell(where)
+        with suppress(OSError):
+            self._stop = self._stop or _stop_file(self._root, self._holder.run).exists()
 
     def others_beat(self) -> bool:
         """Whether another process of the trial was the last to tell where the work stands."""
@@ -112,7 +160,10 @@ class Fence:
         return False
 
     def stopping(self) -> bool:
-        """Whether the run was asked to save and end."""
+        """Whether the run was asked to save and end; of an object store, as of some seconds ago."""
+        if not is_local(self._place):
+            self._run_errands()
+            return self._stop
         now = time.monotonic()
         if not self._stop and now - self._asked > _STOP_EVERY_S:
             self._asked, self._stop = now, _stop_file(self._root, self._holder.run).exists()
@@ -127,7 +178,8 @@ class Lease:
         self.fence = Fence(root, key, holder)
         self._place, self._ttl = root / "leases" / key, ttl
         self._released = threading.Event()
-        threading.Thread(target=self._renew, name=f"lease {key}", daemon=True).start()
+        self._renewing = threading.Thread(target=self._renew, name=f"lease {key}", daemon=True)
+        self._renewing.start()
 
     def __enter__(self) -> Lease:
         return self
@@ -140,14 +192,22 @@ class Lease:
     def release(self) -> None:
         """Give the trial back; a lease that was lost leaves the files to its taker."""
         self._released.set()
+        if not is_local(self._place):
+            self._renewing.join(5)  # what it writes now would stay behind
         with suppress(OSError):  # another may be in the folder by now
             _remove(self._place, self.holder.token)
-            self._place.rmdir()
+            if is_local(self._place):
+                self._place.rmdir()
 
     def _renew(self) -> None:
+        token, count = self._place / self.holder.token, 0
         while not self._released.wait(self._ttl / 6):
             with suppress(OSError):  # gone: it was taken over, which whoever is about to write finds too
-                os.utime(self._place / self.holder.token)
+                if is_local(token):
+                    os.utime(token)
+                else:  # beside it: written anew, a lease that was taken over would be there again
+                    count += 1
+                    write_atomically(self._place / f"{token.name}.renewed", str(count))
 
 
 class Leases:
@@ -162,7 +222,7 @@ class Leases:
     """
 
     def __init__(self, root: Path, run: str, ttl: float = 60.0) -> None:
-        self.root, self.run, self.ttl = Path(root), _named(run), ttl
+        self.root, self.run, self.ttl = root, _named(run), ttl
         self._seen: dict[Path, tuple[int, float]] = {}  # when it was renewed, and when that was new
 
     def acquire(self, key: str) -> Lease | Holder:
@@ -190,8 +250,8 @@ class Leases:
     def progress(self, key: str) -> tuple[str, str] | None:
         """What changes whenever the work has moved, and where it stands or stood when its process died."""
         with suppress(OSError, RecordError, LookupError, TypeError, ValueError):
-            told = self._place(key).glob("*.progress")
-            newest = max(told, key=lambda path: path.stat().st_mtime_ns)
+            told = sorted(self._place(key).glob("*.progress"))
+            newest = max(told, key=lambda path: path.stat().st_mtime_ns) if len(told) > 1 else told[0]
             content = _read(newest)[0]
             return f"{newest.stem}:{content['by']}:{content['count']}", str(content["where"])[:_LONGEST]
         return None
@@ -199,13 +259,17 @@ class Leases:
     def held(self) -> dict[str, Holder]:
         """Trial -> its live holder."""
         names = sorted(path.name for path in (self.root / "leases").glob("*") if _NAME.fullmatch(path.name))
-        return {name: holder for name in names if (holder := self.holder(name))}
+        if is_local(self.root) or len(names) < 2:
+            holders = map(self.holder, names)
+            return {name: holder for name, holder in zip(names, holders, strict=True) if holder}
+        with ThreadPoolExecutor(_AT_ONCE) as pool:  # each is a few round trips
+            return {name: holder for name, holder in zip(names, pool.map(self.holder, names)) if holder}
 
     def request_stop(self) -> None:
         """Ask this run's trials, on all machines, to save their states and end."""
         path = _stop_file(self.root, self.run)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        make_folder(path.parent)
+        write_atomically(path, "stop\n")
 
     def stop_requested(self) -> bool:
         return _stop_file(self.root, self.run).exists()
@@ -220,14 +284,17 @@ class Leases:
 
     def _place(self, key: str) -> Path:
         place = self.root / "leases" / _named(key)
-        if place.is_symlink():
+        if is_local(place) and place.is_symlink():
             raise AblateError(f"lease {key}: {place} is a link; remove it")
         return place
 
     def _create(self, place: Path) -> Holder:
-        place.mkdir(parents=True, exist_ok=True)
+        make_folder(place)
         me, host = os.getpid(), socket.gethostname()
         ours = Holder(self.run, host, machine(), me, started(me) or "", secrets.token_hex(8))
+        if not is_local(place):
+            write_atomically(place / ours.token, json.dumps(asdict(ours)))
+            return ours
         file = os.open(place / ours.token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         with os.fdopen(file, "w") as stream:
             json.dump(asdict(ours), stream)
@@ -268,6 +335,9 @@ def _alone(root: Path) -> Iterator[None]:
     Whoever doesn't get the lock soon, since its owner is frozen or the file system knows none, goes on without: it
     only makes it rare that two see each other, and both try again.
     """
+    if not is_local(root):
+        yield
+        return
     with os.fdopen(open_own(root / "leases.lock", os.O_RDWR), "r+") as lock:
         deadline = time.monotonic() + _LOCK_S
         while time.monotonic() < deadline:
@@ -283,9 +353,20 @@ def _alone(root: Path) -> Iterator[None]:
 
 
 def _read(path: Path) -> tuple[Any, int]:
-    """What a lease's file says, whoever wrote it, and when it was renewed, in nanoseconds of its file system."""
+    """What a lease's file says, whoever wrote it, and what changes whenever it is renewed."""
     content = records.parse(read_regular(path, _MOST_BYTES))
-    return content, path.stat().st_mtime_ns
+    return content, path.stat().st_mtime_ns if is_local(path) else _renewals(path)
+
+
+def _renewals(path: Path) -> int:
+    try:
+        return int(read_regular(path.with_name(f"{path.name}.renewed"), 20))
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def _fence(root: str, key: str, holder: Holder) -> Fence:
+    return Fence(location(root), key, holder)
 
 
 def _named(name: str) -> str:
@@ -315,6 +396,7 @@ def _remove(place: Path, token: str) -> None:
 
 def _tokens(place: Path) -> list[str]:
     try:
-        return sorted(name for name in os.listdir(place) if _TOKEN.fullmatch(name))
+        names = os.listdir(place) if is_local(place) else [path.name for path in place.iterdir()]
+        return sorted(name for name in names if _TOKEN.fullmatch(name))
     except (FileNotFoundError, NotADirectoryError):
         return []

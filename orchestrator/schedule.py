@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import logging
-import shutil
 import sys
 import time
 import uuid
@@ -30,11 +29,12 @@ from orchestrator.leases import Holder, Leases
 from orchestrator.plan import Job
 from orchestrator.progress import Progress
 from orchestrator.room import RoomWatch
-from orchestrator.scratch import scratch
+from orchestrator.scratch import for_ray, scratch
 from orchestrator.sharing import shared_data
 from orchestrator.spec import Executor, Resources
 from orchestrator.store import Store
 from orchestrator.trainable import Assignment, assigned, driver_resources, place_of, run_job
+from trainers.files import remove_folder
 
 
 def with_threads(jobs: list[Job], nodes: list[Node]) -> list[Job]:
@@ -88,7 +88,7 @@ def run_jobs(
         with (
             scratch(store.root, run) as folder,
             Interruption(leases, progress.say),
-            HangWatch(store, leases, limits, partial(_end_remotely, store.root), progress.warn),
+            HangWatch(store, leases, limits, partial(_end_remotely, str(store.root)), progress.warn),
         ):
             while assignments:
                 held = _one_round(assignments, store, leases, folder, at_once, progress, finished)
@@ -129,7 +129,7 @@ def _one_round(
         ),
         run_config=tune.RunConfig(
             name=name,
-            storage_path=str(folder),
+            **for_ray(folder),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=RESTARTS),
             callbacks=[_follow(progress, finished, held.append, store, leases, room)],
@@ -146,7 +146,7 @@ def _one_round(
     except Exception as error:
         raise (room.problem or error) from None
     finally:
-        shutil.rmtree(folder / name, ignore_errors=True)
+        remove_folder(folder / name)
     return held
 
 
@@ -163,7 +163,7 @@ def _await_others(assignments: dict[str, Assignment], leases: Leases, progress: 
         time.sleep(1)
 
 
-def _end_remotely(root: Path, key: str, holder: Holder) -> None:
+def _end_remotely(root: str, key: str, holder: Holder) -> None:
     """Kill a trial's process on the node that it runs on."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

@@ -7,12 +7,14 @@ behind from what a living one needs.
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from orchestrator.leases import Lease, Leases, run_folder
+from trainers.files import make_folder, remove_folder
+from trainers.locations import filesystem, is_local
 
 _RUN = re.compile(r"[0-9a-f]{8}")
 
@@ -21,18 +23,28 @@ _RUN = re.compile(r"[0-9a-f]{8}")
 def scratch(root: Path, run: str) -> Iterator[Path]:
     """The folder of one command below a store's root; what dead commands left there is removed first."""
     folder = run_folder(root, run)
-    folder.parent.mkdir(exist_ok=True)
+    make_folder(folder.parent)
     runs = Leases(folder.parent, run)
     with suppress(OSError):  # what cannot be removed stays for the next command
         _sweep(runs)
     own = runs.acquire(run)
     assert isinstance(own, Lease), f"two commands were given the name {run}"
     with own:
-        folder.mkdir()
+        make_folder(folder)
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
+
+
+def for_ray(folder: Path) -> dict[str, Any]:
+    """A folder as Ray's `RunConfig` takes it: it knows object stores by another library."""
+    if is_local(folder):
+        return {"storage_path": str(folder)}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    system, name = filesystem(folder)
+    return {"storage_path": name, "storage_filesystem": PyFileSystem(FSSpecHandler(system))}
 
 
 def _sweep(runs: Leases) -> None:
@@ -46,4 +58,4 @@ def _sweep(runs: Leases) -> None:
     held = runs.held()
     for folder in folders:
         if folder.name not in held:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)

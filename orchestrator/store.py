@@ -18,12 +18,13 @@ import io
 import json
 import os
 import re
+import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -36,12 +37,14 @@ from trainers.files import (
     MODEL,
     SPECTRA,
     STATES,
-    open_own,
+    append_line,
+    make_folder,
     read_regular,
     remove_partial,
     sha256_of,
     write_atomically,
 )
+from trainers.locations import is_local
 
 ARRAYS = "arrays.npz"
 RECORD = "record.json"
@@ -50,15 +53,17 @@ _WEIGHTS = f"checkpoints/{MODEL}"
 _SEALED = (ARRAYS, HISTORY, SPECTRA, _WEIGHTS)
 """Files whose checksums a record keeps, where they exist."""
 Guard = Callable[[], None]
+_Version = tuple[int, object]
+"""A file's size, and what changes when it is written anew."""
 _KEY = re.compile(r"[0-9a-f]{20}")
 
 
 class Store(UntrustedFolder):
-    """A store on a path that every worker sees."""
+    """A store in a folder that every worker sees, or at a URL."""
 
     def __init__(self, root: Path | str) -> None:
         super().__init__(root)
-        self._verified: dict[Path, tuple[int, int, str]] = {}  # size, time and checksum of what was read
+        self._verified: dict[Path, tuple[_Version, str]] = {}  # and the checksum of what was read
 
     def prepare(self) -> None:
         """Make the folders.
@@ -67,17 +72,26 @@ class Store(UntrustedFolder):
             AblateError: the root can't be written.
         """
         try:
+            if not is_local(self.root):
+                self._try_to_write()
+                return
             self.root.mkdir(parents=True, exist_ok=True)
             self.refuse_links()
             for folder in ("trials", "evaluations", "studies"):
                 (self.root / folder).mkdir(exist_ok=True)
         except OSError as error:
-            raise SpecError(f"--store {self.root}: cannot be written: {error.strerror}") from None
+            raise SpecError(f"--store {self.root}: cannot be written: {error.strerror or error}") from None
         if not os.access(self.root / "trials", os.W_OK):
             raise SpecError(
                 f"--store {self.root}: cannot be written: a read-only file system, or another's folder; make it "
                 "writable, and the same command goes on"
             )
+
+    def _try_to_write(self) -> None:
+        """Folders of an object store need no making; keys, bucket and endpoint are found out now."""
+        probe = self.root / ".probes" / secrets.token_hex(8)
+        write_atomically(probe, "written")
+        probe.unlink()
 
     def require(self) -> None:
         """Refuse a store that isn't there, for verbs that only look.
@@ -90,6 +104,14 @@ class Store(UntrustedFolder):
         self.refuse_links()
 
     # --- places ---
+
+    @property
+    def on_this_machine(self) -> Path:
+        """Where a database can lie: the store itself, or, where that is at a URL, a folder of the user's cache."""
+        if is_local(self.root):
+            return self.root
+        cache = Path(os.environ.get("ABLATE_CACHE") or Path.home() / ".cache" / "ablate")
+        return cache / "stores" / hashlib.sha256(str(self.root).encode()).hexdigest()[:16]
 
     def trial_directory(self, key: str) -> Path:
         return self.inside(self.root / "trials" / _checked(key))
@@ -121,9 +143,7 @@ class Store(UntrustedFolder):
 
     def note(self, key: str, text: str) -> None:
         """Keep a sentence about a trial that people should know and that did not end it."""
-        line = json.dumps({"when": _now(), "text": text})
-        with os.fdopen(open_own(self.trial_directory(key) / NOTES, os.O_WRONLY | os.O_APPEND), "w") as file:
-            file.write(line + "\n")
+        append_line(self.trial_directory(key) / NOTES, json.dumps({"when": _now(), "text": text}))
 
     def notes(self, key: str) -> list[dict[str, str]]:
         """What was noted of a trial: `when` and `text`."""
@@ -143,7 +163,7 @@ class Store(UntrustedFolder):
         To be called under the trial's lease: files that a killed process left half written are removed.
         """
         directory = self.trial_directory(key)
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory)
         for folder in (directory, self.inside(directory / "checkpoints")):
             remove_partial(folder)
         _write(directory / "config.json", config)
@@ -182,7 +202,7 @@ class Store(UntrustedFolder):
 
     def fail_trial(self, key: str, failure: Record) -> None:
         directory = self.trial_directory(key)
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory)
         _write(directory / "failure.json", failure)
 
     def trial_records(self) -> Iterator[Record]:
@@ -246,7 +266,7 @@ class Store(UntrustedFolder):
     ) -> None:
         """Keep a measurement, its record last. Args: as of `commit_trial`."""
         directory = self.evaluation_directory(key)
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory)
         remove_partial(directory)
         _write(directory / "config.json", config, guard)
         _write_arrays(directory / ARRAYS, arrays, guard)
@@ -271,16 +291,16 @@ class Store(UntrustedFolder):
         """Whether a file beside a record is the one that it was written with."""
         sealed = record.get("files", {}).get(path.name)
         try:
-            status = path.stat()
+            version = _version(path)
         except OSError:
             return sealed is None
         if sealed is None:
             return True
-        if status.st_size == sealed["bytes"] and stat.S_ISREG(status.st_mode):
+        if version and version[0] == sealed["bytes"]:
             seen = self._verified.get(path)
-            if seen is None or seen[:2] != (status.st_size, status.st_mtime_ns):
-                seen = self._verified[path] = (status.st_size, status.st_mtime_ns, sha256_of(path))
-            if seen[2] == sealed["sha256"]:
+            if seen is None or seen[0] != version:
+                seen = self._verified[path] = (version, sha256_of(path))
+            if seen[1] == sealed["sha256"]:
                 return True
         self.damage[path] = "was altered: it does not meet the checksum in its record"
         return False
@@ -336,6 +356,15 @@ def _checksum(record: Record) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _version(path: Path) -> _Version | None:
+    """None of what is no regular file."""
+    status = path.stat()
+    if not is_local(path):
+        told = cast(Any, status).as_info()
+        return status.st_size, told.get("ETag") or told.get("LastModified") or told.get("created")
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
 def _write_arrays(path: Path, arrays: Arrays, guard: Guard) -> None:

@@ -9,16 +9,20 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import hashlib
 import json
 import math
 import os
 import tempfile
+import time
+import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
+from orchestrator.leases import Holder, Leases
 from orchestrator.mlflow_access import (
     FILES,
     TrackedRecords,
@@ -35,6 +39,7 @@ from orchestrator.projection import Artifact, Point, RunContent, children, histo
 from orchestrator.report.content import make_report
 from orchestrator.report.frames import Snapshot
 from orchestrator.store import Store
+from trainers.locations import is_local
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,6 +53,9 @@ _BATCH_OF_TAGS = 100
 
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Has MLflow's pages show trainings, not language-model traces."""
+
+_WRITING = hashlib.sha256(b"mlflow").hexdigest()[:20]
+"""Lease of whoever writes to MLflow from a store at a URL."""
 
 _IDENTITY = ("kind", "study", "trial_key")
 """Tags that a run is born with, so that an interrupted sync finds it again."""
@@ -68,8 +76,8 @@ class SyncResult:
 
 
 def default_uri(store: Store) -> str:
-    """The database inside a store."""
-    path = str(store.root / "mlflow.db").replace("%", "%25").replace("?", "%3F")
+    """The database inside a store; of one at a URL, in the user's cache: `ablate sync` makes it anew elsewhere."""
+    path = str(store.on_this_machine / "mlflow.db").replace("%", "%25").replace("?", "%3F")
     return f"sqlite:///{path}"
 
 
@@ -119,7 +127,9 @@ class Tracker:
     def _experiment(self, client: MlflowClient, name: str) -> str:
         found = client.get_experiment_by_name(name)
         if found is None:
-            place = None if is_remote(self.uri) else (self.store.root / "mlartifacts" / name).as_uri()
+            place = (
+                None if is_remote(self.uri) else (self.store.on_this_machine / "mlartifacts" / name).as_uri()
+            )
 
             def find() -> str | None:
                 made = client.get_experiment_by_name(name)
@@ -189,7 +199,7 @@ class Tracker:
             client.log_batch(run_id, metrics=[Metric(*point) for point in batch])
         for name in _stale_tags(old.tags, tags):
             delete_tag(client, run_id, name)
-        own = self.store.root if self.uri == default_uri(self.store) else None
+        own = self.store.on_this_machine if self.uri == default_uri(self.store) else None
         files = _upload(client, run, content.artifacts, own)
         if content.status == "RUNNING":
             client.update_run(run_id, status=content.status)
@@ -278,11 +288,23 @@ def _refuse_other_places(run: Run, names: Iterable[str], base: Path | None) -> N
 @contextlib.contextmanager
 def _one_writer(store: Store) -> Iterator[None]:
     """Two commands on one store take turns: MLflow's first set-up of a database fails when done twice at once."""
+    place = store.on_this_machine
     try:
-        store.root.mkdir(parents=True, exist_ok=True)
-        lock = os.open(store.root / "mlflow.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        place.mkdir(parents=True, exist_ok=True)
+        lock = os.open(place / "mlflow.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
-        raise TrackingError(f"--store {store.root}: cannot be written: {error.strerror}") from None
+        raise TrackingError(f"{place}: cannot be written: {error.strerror}") from None
     with os.fdopen(lock):
         fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.nullcontext() if is_local(store.root) else _lease(store):
+            yield
+
+
+@contextlib.contextmanager
+def _lease(store: Store) -> Iterator[None]:
+    """A lock of a file ends at the machine; commands of several may share a store at a URL."""
+    leases = Leases(store.root, uuid.uuid4().hex[:8])
+    while isinstance(found := leases.acquire(_WRITING), Holder):
+        time.sleep(1)
+    with found:
         yield

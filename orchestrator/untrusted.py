@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Any
 from orchestrator import records
 from orchestrator.errors import SpecError
 from orchestrator.records import RecordError
-from trainers.files import read_regular
+from trainers.files import make_folder, read_regular
+from trainers.locations import LocationError, is_local, location
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 _NO_FILE = (errno.EINVAL, errno.EFBIG, errno.ELOOP)
 """Of what stands where a file belongs: a pipe, a folder, a device, far too much, a link to itself."""
 
@@ -23,15 +22,18 @@ _NO_FILE = (errno.EINVAL, errno.EFBIG, errno.ELOOP)
 class UntrustedFolder:
     """What a store is before it is known what lies in it.
 
+    Args:
+        root: its path, or the URL of a folder in an object store.
+
     Attributes:
         damage: what was met and not believed since this object was made, and why; `set_aside_damaged` moves it.
     """
 
     def __init__(self, root: Path | str) -> None:
-        if _URL.match(str(root)):  # which may hold keys
-            scheme = str(root).partition(":")[0]
-            raise SpecError(f"--store {scheme}:...: got a URL, takes a folder that all nodes see")
-        self.root = Path(os.path.abspath(os.path.expanduser(root)))
+        try:
+            self.root = location(root)
+        except LocationError as error:
+            raise SpecError(f"--store {error}") from None
         self.damage: dict[Path, str] = {}
 
     def refuse_links(self) -> None:
@@ -40,6 +42,8 @@ class UntrustedFolder:
         Raises:
             SpecError: names the link.
         """
+        if not is_local(self.root):  # object stores have no links
+            return
         with os.scandir(self.root) as entries:
             for entry in entries:
                 if entry.is_symlink():
@@ -51,7 +55,7 @@ class UntrustedFolder:
         Raises:
             SpecError: one does.
         """
-        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root)):
+        if is_local(path) and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root)):
             name = path.relative_to(self.root)
             raise SpecError(
                 f"--store {self.root}: {name} leads out of it; remove that link (one to the whole store is fine)"
@@ -66,7 +70,7 @@ class UntrustedFolder:
             when = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
             place = self.root / "damaged" / "-".join((*relative.parts, when))
             try:
-                place.parent.mkdir(exist_ok=True)
+                make_folder(place.parent)
                 path.rename(place)
             except FileNotFoundError:  # another command was faster
                 continue

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -24,7 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from trainers.files import MODEL, STATES, partial_name, put_in_place
+from trainers.files import MODEL, STATES, make_folder, partial_name, put_file, put_in_place
+from trainers.locations import is_local, local_copy
 
 _KEPT = 2
 _CHECKSUM = "sha256"
@@ -323,7 +325,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         DamagedError: it is cut off, no safetensors at all, or does not meet the checksum that it carries.
     """
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with local_copy(path) as copy, safe_open(copy, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
     except SafetensorError as error:
@@ -372,24 +374,34 @@ def _write(
     path: Path, tensors: dict[str, Tensor], content: dict[str, Any], guard: Callable[[], None]
 ) -> Path:
     """Contiguous tensors on the CPU, none sharing memory with another."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_name(path)
     metadata = {key: json.dumps(value) for key, value in content.items()}
     metadata[_CHECKSUM] = _checksum(tensors, metadata)
+    if not is_local(path):
+        with tempfile.TemporaryDirectory(prefix="ablate-") as folder:
+            _save(tensors, Path(folder, path.name), metadata)
+            put_file(Path(folder, path.name), path, guard)
+        return path
+    make_folder(path.parent)
+    partial = partial_name(path)
     try:
-        save_file(tensors, partial, metadata)
+        _save(tensors, partial, metadata)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         guard()
         put_in_place(partial, path)
-    except BaseException as error:
+    except BaseException:
         partial.unlink(missing_ok=True)  # it may be what fills the disk
-        if not isinstance(error, SafetensorError):
-            raise
+        raise
+    return path
+
+
+def _save(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
+    try:
+        save_file(tensors, file, metadata)
+    except SafetensorError as error:
         told = re.search(r"os error (\d+)", str(error))  # it wraps what the disk says
         code = int(told[1]) if told else errno.EIO
-        raise OSError(code, os.strerror(code) if told else str(error).splitlines()[0], str(path)) from None
-    return path
+        raise OSError(code, os.strerror(code) if told else str(error).splitlines()[0], str(file)) from None
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -10,9 +10,13 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+from trainers.locations import filesystem, is_local
 
 STATES = "state-*.safetensors"
 MODEL = "model.safetensors"
@@ -26,7 +30,13 @@ def write_atomically(path: Path, content: str | bytes, guard: Callable[[], None]
 
     Args:
         guard: asked once all is written, just before the name is given; raises where this process must not.
+            In an object store it is asked just before the object is put there, which has no two steps.
     """
+    if not is_local(path):
+        guard()
+        system, name = filesystem(path)
+        system.pipe_file(name, content.encode() if isinstance(content, str) else content)
+        return
     partial = partial_name(path)
     try:
         with partial.open("xb") as file:
@@ -47,9 +57,41 @@ def partial_name(path: Path) -> Path:
 
 def remove_partial(folder: Path) -> None:
     """Remove what killed processes left half written; called by whoever alone may write in the folder."""
+    if not is_local(folder):  # where an object appears whole or not at all
+        return
     for path in folder.glob(".*.*"):
         if _PARTIAL.fullmatch(path.name):
             path.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """With the folders above it; object stores have none."""
+    if is_local(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """With all that is in it; what can't be removed stays."""
+    if is_local(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    system, name = filesystem(folder)
+    with suppress(OSError):
+        system.rm(name, recursive=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add to a file that one process at a time writes; it is made if there is none, and no link is followed."""
+    if is_local(path):
+        with os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND), "w") as file:
+            file.write(line + "\n")
+        return
+    system, name = filesystem(path)
+    try:
+        before: bytes = system.cat_file(name)
+    except FileNotFoundError:
+        before = b""
+    system.pipe_file(name, before + line.encode() + b"\n")
 
 
 def open_own(path: Path, flags: int) -> int:
@@ -63,6 +105,12 @@ def read_regular(path: Path, most: int) -> bytes:
     Raises:
         OSError: there is none, it is longer than `most` bytes (EFBIG), or no file that ends (EINVAL).
     """
+    if not is_local(path):
+        system, name = filesystem(path)
+        content: bytes = system.cat_file(name, start=0, end=most + 1)
+        if len(content) > most:
+            raise OSError(errno.EFBIG, f"has more than {most} bytes", str(path))
+        return content
     # without waiting for the other end of a pipe
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         status = os.fstat(file.fileno())
@@ -71,6 +119,13 @@ def read_regular(path: Path, most: int) -> bytes:
         if status.st_size > most:
             raise OSError(errno.EFBIG, f"has {status.st_size} bytes, takes at most {most}", str(path))
         return file.read(most + 1)
+
+
+def put_file(file: Path, path: Path, guard: Callable[[], None]) -> None:
+    """Bring a finished file of this machine to its place in an object store. Args: guard: as of `write_atomically`."""
+    guard()
+    system, name = filesystem(path)
+    system.put_file(str(file), name)
 
 
 def put_in_place(partial: Path, path: Path) -> None:

@@ -24,7 +24,8 @@ from orchestrator.report.figures import FilledFigure
 from orchestrator.report.frames import COLUMNS, Records
 from orchestrator.report.markdown import markdown
 from orchestrator.store import Store
-from trainers.files import write_atomically
+from trainers.files import make_folder, write_atomically
+from trainers.locations import is_local
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -74,8 +75,8 @@ def write(report: Report, directory: Path) -> None:
     try:
         for name, content in contents.items():
             path = directory / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.parent.resolve().is_relative_to(directory.resolve()):
+            make_folder(path.parent)
+            if is_local(path) and not path.parent.resolve().is_relative_to(directory.resolve()):
                 raise AblateError(f"report {directory}: {path.parent.name} leads out of it; remove that link")
             write_atomically(path, content)
     except OSError as error:

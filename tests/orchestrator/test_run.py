@@ -161,7 +161,7 @@ def test_ray_train_with_two_workers_gives_the_same_keys_and_numbers(
 
 def test_a_run_cut_off_by_ctrl_c_says_how_to_go_on_and_does(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        command(tmp_path, "--set", "epochs=60"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(tmp_path, "--set", "epochs=24"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("store/trials/*/checkpoints/state-*.safetensors")):
@@ -175,10 +175,10 @@ def test_a_run_cut_off_by_ctrl_c_says_how_to_go_on_and_does(tmp_path: Path) -> N
     unfinished = list(tmp_path.glob("store/trials/*/checkpoints/state-*.safetensors"))
     assert unfinished
 
-    again = run(tmp_path, "--set", "epochs=60")
+    again = run(tmp_path, "--set", "epochs=24")
     assert again.returncode == 3
     histories = [path.read_text().splitlines() for path in tmp_path.glob("store/trials/*/history.jsonl")]
-    assert sorted(map(len, histories)) == [60, 60]
+    assert sorted(map(len, histories)) == [24, 24]
 
 
 def test_a_trial_that_can_never_fit_exits_4_and_starts_nothing(tmp_path: Path) -> None:
