@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -32,7 +33,7 @@ from orchestrator.messages import for_a_terminal
 from orchestrator.plan import Job, estimate, jobs, make_plan
 from orchestrator.progress import duration
 from orchestrator.redaction import redacted
-from orchestrator.spec import Executor, Recipe, Study
+from orchestrator.spec import Executor, Recipe, Resources, Study
 from orchestrator.store import Store
 from trainers.config import TrialConfig
 
@@ -50,12 +51,17 @@ Studies = Annotated[list[str], typer.Argument(metavar="STUDY...", help="name in 
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="name in studies/recipes/, or a YAML file")]
 Seeds = Annotated[str | None, typer.Option(help="such as 0,1,2; default: the study's own")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="override of the recipe")]
-StoreRoot = Annotated[Path, typer.Option("--store", envvar="ABLATE_STORE", help="where records live")]
+StoreRoot = Annotated[
+    str,
+    typer.Option(
+        "--store", envvar="ABLATE_STORE", help="where records live: a folder, or s3://BUCKET/FOLDER"
+    ),
+]
 TrackingUri = Annotated[
     str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="default: SQLite in the store")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="for scripts")]
-DEFAULT_STORE = Path("ablations")
+DEFAULT_STORE = "ablations"
 
 _MOST_SEEDS = 1000
 """As in a study's file."""
@@ -167,12 +173,51 @@ def run(
     store = Store(store_root)
     missing = jobs(plan, store)
     _check_data(plan.recipe, missing)
-    _refuse_inline_gangs(executor, missing)
+    _refuse_inline_gangs(executor, [job.resources for job in missing])
     store.prepare()
     from orchestrator.launch import launch
 
     incomplete = launch(plan, missing, store, address, executor, max_concurrent, tracking_uri, console)
     raise typer.Exit(3 if incomplete else 0)
+
+
+@app.command(
+    epilog="Example: `ablate submit paper --recipe imagenet --address http://head:8265 --store /shared/ablations`"
+)
+def submit(
+    studies: Studies,
+    address: Annotated[str, typer.Option(help="page of the cluster's head, such as http://head:8265")],
+    recipe: RecipeName = None,
+    seeds: Seeds = None,
+    sets: Sets = None,
+    executor: Annotated[Executor, typer.Option(help="as of `ablate run`")] = "auto",
+    max_concurrent: Annotated[int | None, typer.Option(min=1, help="fewer trials at once than fit")] = None,
+    store_root: StoreRoot = DEFAULT_STORE,
+    tracking_uri: TrackingUri = None,
+    follow: Annotated[bool, typer.Option(help="show the job's log to its end, return its exit code")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="with --no-follow: the job's name")] = False,
+) -> None:
+    """Run on a cluster from here, as a Ray job. The same command again follows the job that it started."""
+    from orchestrator import submit as jobs_api
+
+    if as_json and follow:
+        raise SpecError("--json: takes --no-follow with it")
+    plan = make_plan(studies, recipe, _parse_seeds(seeds), tuple(sets or ()))
+    _check_tracking(tracking_uri)
+    _refuse_inline_gangs(executor, plan.resources.values())
+    asked = jobs_api.Asked(
+        tuple(studies), recipe, seeds, tuple(sets or ()), executor, max_concurrent, str(store_root)
+    )
+    jobs_api.refuse_what_no_cluster_sees(asked, plan, address, tracking_uri)
+    submitted, client = jobs_api.submit(asked, address, tracking_uri, console.width, _say)
+    if as_json:
+        print_json({"job": submitted.job, "address": redacted(address), "started": submitted.started})
+        return
+    _say(f"{submitted.job} {'is started' if submitted.started else 'is under way already'}")
+    if not follow:
+        _say(f"the same command without --no-follow follows it, `{submitted.stop_command}` ends it")
+        return
+    raise typer.Exit(jobs_api.follow(submitted, client, _show, _say))
 
 
 @app.command(epilog="Example: `ablate report quickstart --out paper/tables`")
@@ -189,7 +234,10 @@ def report(
     """Write tables, cells and page from what is there, training nothing."""
     plan = make_plan(studies, recipe, _parse_seeds(seeds), tuple(sets or ()))
     store = Store(store_root)
-    store.require()
+    if source == "store":
+        store.require()
+    elif out is None:  # a machine that sees the tracking server alone keeps reports in a store of its own
+        store.prepare()
     from orchestrator.launch import report_all
 
     report_all(plan, store, console, out=out, source=source, tracking_uri=tracking_uri)
@@ -382,6 +430,15 @@ def _as_ctrl_c(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _say(sentence: str) -> None:
+    """Of the command itself, beside what it shows."""
+    problems.print(Text(for_a_terminal(redacted(sentence)), "dim"), soft_wrap=True)
+
+
+def _show(text: str) -> None:
+    console.print(Text(text), end="", soft_wrap=True)
+
+
 def _complain(message: str) -> None:
     if not message:  # help was asked for, and shown
         return
@@ -419,12 +476,10 @@ def _parse_seeds(text: str | None) -> tuple[int, ...] | None:
     return seeds
 
 
-def _refuse_inline_gangs(executor: str, missing: list[Job]) -> None:
-    gangs = [job for job in missing if job.resources.workers > 1]
+def _refuse_inline_gangs(executor: str, footprints: Iterable[Resources]) -> None:
+    gangs = [footprint.workers for footprint in footprints if footprint.workers > 1]
     if executor == "inline" and gangs:
-        raise SpecError(
-            f"--executor inline: got resources.workers = {gangs[0].resources.workers}, takes 1; use auto or train"
-        )
+        raise SpecError(f"--executor inline: got resources.workers = {gangs[0]}, takes 1; use auto or train")
 
 
 def _check_data(recipe: Recipe, missing: list[Job]) -> None:

@@ -25,6 +25,8 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+WHERE_TOKENS_ARE = "RAY_AUTH_TOKEN, the file of RAY_AUTH_TOKEN_PATH and ~/.ray/auth_token"
+
 _ONLY_THIS_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Set to 0, Ray's node has the address 127.0.0.1: its default on Windows and macOS, and it works on Linux too."""
 
@@ -47,13 +49,20 @@ def connected(address: str) -> Iterator[list[Node]]:
     """
     local = address == "local"
     environment = {name: os.environ.setdefault(name, value) for name, value in _ENVIRONMENT.items()}
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    expect_a_token()
     if local:
         _keep_a_token()
         with _on_loopback():
             yield from _session(address, {"include_dashboard": True})
     else:
+        # a Ray job may set some of these too: they are in the environment then, so that ours are the same
+        os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
         yield from _session(address, {"runtime_env": {"env_vars": environment}})
+
+
+def expect_a_token() -> None:
+    """Clusters are reached with their token, unless RAY_AUTH_MODE says otherwise; before Ray looks, which is once."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _session(address: str, options: dict[str, Any]) -> Iterator[list[Node]]:
@@ -87,8 +96,8 @@ def _why_not(address: str, error: Exception) -> str:
         return f"Ray could not be started here: {first}"
     # a cluster that refuses the token looks to Ray like one that isn't there
     return (
-        f"no Ray cluster answers at --address {address}: {first}; is it up, and is its token in RAY_AUTH_TOKEN, in the "
-        "file of RAY_AUTH_TOKEN_PATH or in ~/.ray/auth_token (RAY_AUTH_MODE=disabled: it has none)?"
+        f"no Ray cluster answers at --address {address}: {first}; is it up, and is its token where it is looked "
+        f"for: {WHERE_TOKENS_ARE} (RAY_AUTH_MODE=disabled: it has none)?"
     )
 
 

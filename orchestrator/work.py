@@ -5,15 +5,12 @@ Both executors call the same two functions; only the TrialContext differs.
 
 from __future__ import annotations
 
-import os
 import platform
 import resource
-import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ import torch
 
 from orchestrator.leases import Fence
 from orchestrator.plan import Job
+from orchestrator.software import commit, versions
 from orchestrator.store import Store
 from trainers import EVALUATION_VERSION, NUMERICS_VERSION, THEORY_VERSION
 from trainers.checkpoint import DamagedError, read
@@ -31,8 +29,6 @@ from trainers.data.datasets import Dataset, load_dataset
 from trainers.evaluate import PROBE_STATES, evaluate
 from trainers.files import MODEL, sha256_of
 from trainers.theory import run_toys
-
-PACKAGES = ("torch", "torchvision", "ray", "numpy", "mlflow", "pandas")
 
 
 def train_trial(
@@ -241,20 +237,10 @@ def environment(executor: str, job: Job, device: torch.device) -> dict[str, Any]
         "gpus_per_worker": job.resources.gpus_per_worker,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cpu": _processor(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": versions(),
         "commit": commit(),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _processor() -> str:
@@ -265,27 +251,6 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def commit() -> str | None:
-    """The checkout's commit, with a + if files differ from it; None outside a checkout.
-
-    A Ray job has no checkout: the commit of the one that it was sent from is in ABLATE_COMMIT.
-    """
-    if told := os.environ.get("ABLATE_COMMIT"):
-        return told[:60]
-    folder = Path(__file__).resolve().parent
-    try:
-        described = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--abbrev=12", "--dirty=+"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return described.stdout.strip() or None
 
 
 def _now() -> str:
