@@ -34,6 +34,7 @@ from trainers.config import (
     canonical_head,
     canonical_probe,
 )
+from trainers.locations import is_url
 
 EvaluationKind = Literal["linear_probe", "subvector_probe", "knn", "spectrum"]
 Executor = Literal["auto", "inline", "train"]
@@ -48,6 +49,16 @@ class Resources(Config):
     cpus_per_worker: int = Field(1, ge=1, le=1024)
     gpus_per_worker: float = Field(0, ge=0, le=16)
     loader_processes: int = Field(0, ge=0, le=256, description="per worker")
+    placement: Literal["pack", "strict_pack", "spread", "strict_spread"] = Field(
+        "pack",
+        description="of a trial's workers: on few nodes, on one (as NCCL likes it best), over many, each on another",
+    )
+    evaluation_cpus: int | None = Field(
+        None, ge=1, le=1024, description="of the process that measures a trained trial; default: as of a worker"
+    )
+    evaluation_gpus: float | None = Field(
+        None, ge=0, le=16, description="0: it measures on CPUs, beside trainings; default: as of a worker"
+    )
 
     @model_validator(mode="after")
     def _whole_or_shared(self) -> Resources:
@@ -57,7 +68,22 @@ class Resources(Config):
                 f"gpus_per_worker: got {gpus:g} with {self.workers} worker(s), takes a whole number, or a share "
                 "of one GPU for a single worker"
             )
+        measuring = self.evaluation_gpus or 0
+        if measuring > 1 and measuring % 1:
+            raise ValueError(
+                f"evaluation_gpus: got {measuring:g}, takes a whole number, or a share of one GPU"
+            )
         return self
+
+    @property
+    def evaluation(self) -> Resources:
+        """What the process that measures a trained trial occupies."""
+        cpus, gpus = self.evaluation_cpus, self.evaluation_gpus
+        return Resources(
+            cpus_per_worker=self.cpus_per_worker if cpus is None else cpus,
+            gpus_per_worker=self.gpus_per_worker if gpus is None else gpus,
+            loader_processes=self.loader_processes,
+        )
 
 
 class Limits(Config):
@@ -144,8 +170,7 @@ class Recipe(Config):
             raise ValueError(
                 f"batch_size: got {self.batch_size}, takes a multiple of resources.workers x gradient_cache = {parts}"
             )
-        if self.data.root is not None and "://" in self.data.root:  # which may hold keys, and names no folder
-            raise ValueError("data.root: got a URL, takes a folder that all nodes see")
+        _check_root(self.data)
         self.trial(seed=0)
         self.evaluation("subvector_probe")
         if unknown := sorted(set(self.toy) - set(ToyConfig.model_fields)):
@@ -161,7 +186,7 @@ class Recipe(Config):
         if self.lr_batch is not None:
             lr = self.optimizer.lr * self.batch_size / self.lr_batch
             fields["optimizer"] = self.optimizer.model_copy(update={"lr": lr})
-        if self.data.root is not None:
+        if self.data.root is not None and not is_url(self.data.root):
             # a worker's working directory is not the user's
             root = os.path.abspath(os.path.expanduser(self.data.root))
             fields["data"] = self.data.model_copy(update={"root": root})
@@ -264,6 +289,21 @@ class Study(Config):
             raise ValueError(
                 f"{where}: got {metric!r}, takes a metric of this study's evaluations: {', '.join(self.evaluations)}"
             )
+
+
+def _check_root(data: DataConfig) -> None:
+    """Refuse a URL where none is read, or with keys in it; never quotes it."""
+    if data.root is None or not is_url(data.root):
+        return
+    if data.kind != "imagefolder":
+        raise ValueError(
+            "data.root: got a URL, takes a folder that all nodes see; only an imagefolder's shards may lie at a URL"
+        )
+    if any(sign in data.root for sign in "@?#"):
+        raise ValueError(
+            "data.root: got a URL with keys or a query in it, takes SCHEME://BUCKET/FOLDER alone; keys are taken from "
+            "the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+        )
 
 
 def _refuse_repeats(field: str, values: list[Any]) -> None:

@@ -32,7 +32,7 @@ from trainers.context import Interrupted, TrialContext
 from trainers.data.corrupt import CorruptImages
 from trainers.data.datasets import Dataset, load_dataset
 from trainers.data.loader import ViewLoader
-from trainers.distributed import from_rank_0, gather_rows, synchronise_batch_norm
+from trainers.distributed import at_own_pace, from_rank_0, gather_rows, synchronise_batch_norm
 from trainers.files import HISTORY, MODEL, SPECTRA, write_atomically
 from trainers.gradient_cache import backward_in_parts
 from trainers.heads import build_head
@@ -163,8 +163,7 @@ def train(config: TrialConfig, context: TrialContext, dataset: Dataset | None = 
     states = context.directory / "checkpoints"
     if finished := _finished(states, config, context):
         return finished
-    if dataset is None:
-        dataset = load_dataset(config.data)
+    dataset = _loaded(config, context, dataset)
     loader = ViewLoader(
         dataset, config, context.rank, context.world_size, context.device, context.loader_processes
     )
@@ -307,6 +306,22 @@ def _finished(states: Path, config: TrialConfig, context: TrialContext) -> Train
     if context.rank == 0:
         _write_course(context, history, told["spectra"])
     return TrainingResult(history[-1], history, states / MODEL, told["fingerprint"], told["corrupt"])
+
+
+def _loaded(config: TrialConfig, context: TrialContext, given: Dataset | None) -> Dataset:
+    """The data on every rank; shards may have to come from afar first, which may take hours."""
+
+    def beat(where: str) -> None:
+        context.beat(where)
+        if context.rank == 0 and context.stopping():
+            raise Interrupted(f"stopped {where}")
+
+    def load() -> Dataset:
+        if given is not None:
+            return given
+        return load_dataset(config.data, beat, context.note if context.rank == 0 else lambda text: None)
+
+    return at_own_pace(load, beat, context.device)
 
 
 def _resume(

@@ -8,12 +8,17 @@ backward of a gather or a reduction sums the incoming gradients over ranks.
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+Result = TypeVar("Result")
+_MEET_EVERY_S = 5.0
 
 
 def world() -> tuple[int, int]:
@@ -62,6 +67,28 @@ def gather_rows(x: Tensor) -> Tensor:
     if world()[1] == 1:
         return x
     return _GatherRows.apply(x)
+
+
+def at_own_pace(work: Callable[[], Result], waiting: Callable[[str], None], device: torch.device) -> Result:
+    """Work that takes each rank a time of its own, longer maybe than a collective waits for the others.
+
+    Args:
+        waiting: told now and then by a rank that is done and waits for others. Called by all ranks alike.
+    """
+    if world()[1] == 1:
+        return work()
+    with ThreadPoolExecutor(1) as aside:
+        mine = aside.submit(work)
+        while True:
+            wait([mine], timeout=_MEET_EVERY_S)
+            if mine.done():
+                mine.result()  # an error ends this rank, and with it the others
+            at_work = torch.tensor(0 if mine.done() else 1, device=device)
+            dist.all_reduce(at_work)
+            if not at_work:
+                return mine.result()
+            if mine.done():
+                waiting(f"waiting for {int(at_work)} other workers")
 
 
 def from_rank_0(value: Any, device: torch.device) -> Any:

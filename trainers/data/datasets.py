@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,8 +19,20 @@ import torch
 from torch import Tensor
 
 from trainers.config import DataConfig
-from trainers.data.folders import class_names, find_folder, read_folder
-from trainers.data.formats import READERS, UNLABELLED, DataError, Split, check_counts, find_files, gone
+from trainers.data.fetching import fetch_shards, list_shards
+from trainers.data.folders import class_names, find_folder, holds_shards, read_folder
+from trainers.data.formats import (
+    READERS,
+    UNLABELLED,
+    DataError,
+    Labelled,
+    Split,
+    check_counts,
+    find_files,
+    gone,
+)
+from trainers.data.shards import check_shards, read_shards
+from trainers.locations import is_url
 from trainers.randomness import generator
 
 __all__ = ["UNLABELLED", "DataError", "Dataset", "DatasetArrays", "Split", "check_data", "load_dataset"]
@@ -51,7 +64,7 @@ class Dataset:
     Attributes:
         mean, std: per channel, of pixel values in [0, 1], over the whole training split; ImageNet's
             constants for an image folder.
-        root: the folder that an image folder's paths lie in.
+        root: the folder or URL that an image folder's paths lie in.
     """
 
     name: str
@@ -62,7 +75,7 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    root: Path | None = None
+    root: Path | str | None = None
 
     @classmethod
     def from_arrays(cls, arrays: DatasetArrays) -> Dataset:
@@ -104,9 +117,10 @@ class Dataset:
             if split.images is not None:
                 digest.update(str(tuple(split.images.shape)).encode())
                 digest.update(split.images.contiguous().numpy().data)
-            for path in split.paths or ():
+            for index, path in enumerate(split.paths or ()):
+                size = _size(path) if split.packed is None else split.packed.size[index]
                 # Relative, so that the same folder has one fingerprint wherever it lies.
-                digest.update(f"{os.path.relpath(path, self.root)}\0{_size(path)}\0".encode())
+                digest.update(f"{os.path.relpath(path, self.root)}\0{size}\0".encode())
             digest.update(split.labels.contiguous().numpy().data)
         return digest.hexdigest()
 
@@ -128,7 +142,7 @@ def check_data(config: DataConfig, batch_size: int) -> None:
             tell, or a published data set is smaller than what is asked of it.
     """
     if config.kind == "imagefolder":
-        class_names(find_folder(config))
+        _check_images(config)
     elif config.kind == "fashion_mnist":
         check_counts(config)
     elif config.kind != "digits":
@@ -141,18 +155,26 @@ def check_data(config: DataConfig, batch_size: int) -> None:
         raise DataError(f"batch_size: got {batch_size}, takes at most the {wanted} training images")
 
 
-def load_dataset(config: DataConfig) -> Dataset:
+def load_dataset(
+    config: DataConfig,
+    beat: Callable[[str], None] = lambda where: None,
+    note: Callable[[str], None] = lambda text: None,
+) -> Dataset:
     """Read a data set, and the fixed random subset of it that `config` asks for.
 
-    STL-10 trains on its unlabelled and labelled images together; the former carry the label -1.
+    STL-10 trains on its unlabelled and labelled images together; the former carry the label -1. Shards at a URL are
+    brought to this node first.
+
+    Args:
+        beat: told of each piece of work that may take long; what it raises ends the work.
+        note: told what people should know.
 
     Raises:
         DataError: a file is missing or malformed, or the subset is larger than the split.
     """
-    root = None
+    root: Path | str | None = None
     if config.kind == "imagefolder":
-        root = find_folder(config)
-        train, validation, names = read_folder(root)
+        root, (train, validation, names) = _list_images(config, beat, note)
         channels, mean, std = 3, IMAGENET_MEAN, IMAGENET_STD
     else:
         train, validation, names = READERS[config.kind](config)
@@ -174,6 +196,26 @@ def load_dataset(config: DataConfig) -> Dataset:
     )
 
 
+def _check_images(config: DataConfig) -> None:
+    if config.root is not None and is_url(config.root):
+        list_shards(config.root)
+    elif holds_shards(root := find_folder(config)):
+        check_shards(root)
+    else:
+        class_names(root)
+
+
+def _list_images(
+    config: DataConfig, beat: Callable[[str], None], note: Callable[[str], None]
+) -> tuple[Path | str, Labelled]:
+    """The images of an image folder, of its shards, or of those at a URL; and the root of their paths."""
+    if config.root is not None and is_url(config.root):
+        url = config.root.rstrip("/")
+        return url, read_shards(fetch_shards(url, beat, note), url, beat, note)
+    root = find_folder(config)
+    return root, read_shards(root, root, beat, note) if holds_shards(root) else read_folder(root)
+
+
 def _size(path: str) -> int:
     try:
         return os.stat(path).st_size
@@ -192,6 +234,7 @@ def _subset(split: Split, size: int | None, field: str, position: int) -> Split:
         images=None if split.images is None else split.images[chosen],
         paths=None if split.paths is None else [split.paths[i] for i in chosen.tolist()],
         labels=split.labels[chosen],
+        packed=None if split.packed is None else split.packed.chosen(chosen.numpy()),
     )
 
 

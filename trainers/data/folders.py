@@ -1,8 +1,9 @@
-"""Folders of images: train/CLASS/* and val/CLASS/*, listed but not read."""
+"""Folders of images: train/CLASS/* and val/CLASS/*, listed but not read; or tar shards of both in their place."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -10,25 +11,37 @@ import torch
 from trainers.config import DataConfig
 from trainers.data.formats import DataError, Labelled, Split, gone, root_of
 
+SHARD = re.compile(r"(train|val)-(\d+)\.tar")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 _LAYOUT = "lay images out as train/CLASS/*.jpg and val/CLASS/*.jpg"
+_OR_SHARDS = f"{_LAYOUT}, or as shards train-000000.tar, … and val-000000.tar, …"
 
 
 def find_folder(config: DataConfig) -> Path:
-    """The root of an image folder.
+    """The root of an image folder, whose images lie in files or in shards.
 
     Raises:
-        DataError: it is not there, or lacks train/ or val/.
+        DataError: it is not there, or lacks train/ or val/ without holding shards.
     """
-    root = root_of(config, "train/ and val/", _LAYOUT)
+    root = root_of(config, "train/ and val/", _OR_SHARDS)
     if not os.path.lexists(root):
         raise DataError(
             f"{root}: imagefolder {config.name} is not there; bring data.root back, or name another"
         )
     for part in ("train", "val"):
-        if not (root / part).is_dir():
-            raise DataError(f"{root}: imagefolder {config.name} lacks the folder {part}/; {_LAYOUT}")
+        if not ((root / part).is_dir() or holds_shards(root)):
+            raise DataError(f"{root}: imagefolder {config.name} lacks the folder {part}/; {_OR_SHARDS}")
     return root
+
+
+def holds_shards(root: Path) -> bool:
+    """Whether the images of a folder lie in shards; beside train/ and val/ these don't count."""
+    if all((root / part).is_dir() for part in ("train", "val")):
+        return False
+    try:
+        return any(SHARD.fullmatch(name) for name in os.listdir(root))
+    except OSError:
+        return False
 
 
 def class_names(root: Path) -> tuple[str, ...]:
@@ -38,6 +51,15 @@ def class_names(root: Path) -> tuple[str, ...]:
         DataError: those of val/ are others; its labels would count another set of classes.
     """
     train, val = (_class_folders(root / part) for part in ("train", "val"))
+    return same_classes(root, train, val)
+
+
+def same_classes(root: object, train: set[str], val: set[str]) -> tuple[str, ...]:
+    """The classes of both splits, sorted.
+
+    Raises:
+        DataError: they differ.
+    """
     for lone, here, there in ((val - train, "val", "train"), (train - val, "train", "val")):
         if lone:
             raise DataError(

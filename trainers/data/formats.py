@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import os
 import zlib
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from trainers.config import DataConfig
+from trainers.data.packed import Packed
 
 UNLABELLED = -1
 
@@ -30,13 +32,30 @@ class Split:
 
     Attributes:
         images: uint8 (N, C, H, W), or None for an image folder.
-        paths: N file paths, or None for images in memory.
+        paths: N file paths, or None for images in memory. Of images in tar shards: where they would be, unpacked.
         labels: int64 (N,); -1 where an image has none.
+        packed: where those in tar shards are.
     """
 
     images: Tensor | None
     paths: list[str] | None
     labels: Tensor
+    packed: Packed | None = None
+
+    def file(self, index: int) -> str | io.BytesIO:
+        """The file of an image on disk, as PIL opens it.
+
+        Raises:
+            OSError: its shard cannot be read.
+            DataError: its shard has become shorter.
+        """
+        assert self.paths is not None
+        if self.packed is None:
+            return self.paths[index]
+        try:
+            return io.BytesIO(self.packed.read(index))
+        except EOFError as error:
+            raise DataError(f"{error}: ends before {self.paths[index]}; put the whole shard there") from None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -167,11 +167,11 @@ def load_image(split: Split, index: int, corrupt: set[int]) -> Tensor:
     for other in _stand_ins(split, index):
         path = split.paths[other]
         try:
-            with Image.open(path) as image:
+            with Image.open(split.file(other)) as image:
                 return V.pil_to_tensor(image.convert("RGB"))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # the file system's word, no decoder's
-                raise DataError(f"{path}: {gone(error)}") from None
+                raise DataError(f"{error.filename or path}: {gone(error)}") from None
             corrupt.add(other)
             reason = reason or (str(error).splitlines()[0] if str(error) else type(error).__name__)
     path = split.paths[index]

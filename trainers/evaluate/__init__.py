@@ -145,7 +145,9 @@ class _SharedFeatures:
 
     @cached_property
     def dataset(self) -> Dataset:
-        return self.given if self.given is not None else load_dataset(self.trial.data)
+        if self.given is not None:
+            return self.given
+        return load_dataset(self.trial.data, self.watch.beat, self.watch.note)
 
     @cached_property
     def train(self) -> Features:
