@@ -379,6 +379,27 @@ def export(
     console.print(Text(f"{written['file']}: backbone of {written['checkpoint']}; {loads}"), soft_wrap=True)
 
 
+@app.command(epilog="Example: `ablate shard /data/imagenet s3://bucket/imagenet`")
+def shard(
+    folder: Annotated[Path, typer.Argument(help="of images: train/CLASS/* and val/CLASS/*")],
+    out: Annotated[str, typer.Argument(help="a folder, or a URL such as s3://bucket/imagenet")],
+    megabytes: Annotated[
+        int, typer.Option(min=1, max=100_000, help="of images in a shard, or a little more")
+    ] = 1000,
+) -> None:
+    """Pack an image folder into tar shards that `data.root` may name in its place."""
+    from trainers.data.formats import DataError
+    from trainers.data.packing import pack
+
+    try:
+        made = pack(folder, out, megabytes * 10**6, lambda name: console.print(Text(name)))
+    except DataError as error:
+        raise SpecError(str(error)) from None
+    images, size = (sum(numbers) for numbers in list(zip(*made, strict=True))[1:])
+    told = f"{len(made)} shards, {images} images, {size / 1e6:.1f} MB; --set data.root={out}"
+    console.print(Text(told), soft_wrap=True)
+
+
 @app.command(epilog="Example: `ablate ledger --recipe imagenet`")
 def ledger(recipe: RecipeName = None, sets: Sets = None, as_json: AsJson = False) -> None:
     """Every point where the paper's text and the released code differ, and the version that a recipe follows."""

@@ -13,8 +13,8 @@ from trainers.data.formats import DataError, Labelled, Split, gone, root_of
 
 SHARD = re.compile(r"(train|val)-(\d+)\.tar")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
-_LAYOUT = "lay images out as train/CLASS/*.jpg and val/CLASS/*.jpg"
-_OR_SHARDS = f"{_LAYOUT}, or as shards train-000000.tar, … and val-000000.tar, …"
+LAYOUT = "lay images out as train/CLASS/*.jpg and val/CLASS/*.jpg"
+_OR_SHARDS = f"{LAYOUT}, or as shards train-000000.tar, … and val-000000.tar, …"
 
 
 def find_folder(config: DataConfig) -> Path:
@@ -108,5 +108,5 @@ def _list_images(folder: Path, names: tuple[str, ...]) -> Split:
         paths += sorted(found)
         labels += [label] * len(found)
     if not paths:
-        raise DataError(f"{folder}: no class folders with images; {_LAYOUT}")
+        raise DataError(f"{folder}: no class folders with images; {LAYOUT}")
     return Split(None, paths, torch.tensor(labels))

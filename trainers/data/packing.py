@@ -8,8 +8,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from trainers.data.folders import read_folder
+from trainers.data.folders import LAYOUT, read_folder
 from trainers.data.formats import DataError, Split
+from trainers.data.shards import PARTS
 from trainers.files import partial_name, put_in_place
 from trainers.locations import LocationError, filesystem, is_local, location
 
@@ -31,8 +32,12 @@ def pack(
         Name, images and bytes of each.
 
     Raises:
-        DataError: the folder is no image folder, `out` has shards or cannot be written.
+        DataError: the folder is no image folder, an image cannot be read, `out` has tar files already or cannot be
+            written.
     """
+    for part in PARTS:
+        if not (folder / part).is_dir():
+            raise DataError(f"{folder}: lacks the folder {part}/; {LAYOUT}")
     train, validation, _ = read_folder(folder)
     try:
         place = location(out)
@@ -41,7 +46,7 @@ def pack(
         if there := sorted(path.name for path in place.glob("*.tar")):
             raise DataError(f"{out}: has {there[0]} already; takes a folder without tar files")
         made = []
-        for part, split in (("train", train), ("val", validation)):
+        for part, split in zip(PARTS, (train, validation), strict=True):
             for number, paths in enumerate(_groups(split, shard_bytes)):
                 name = f"{part}-{number:06d}.tar"
                 beat(name)
@@ -49,7 +54,8 @@ def pack(
     except LocationError as error:
         raise DataError(str(error)) from None
     except OSError as error:
-        raise DataError(f"{out}: cannot be written ({error.strerror or error})") from None
+        reason = error.strerror or str(error)
+        raise DataError(f"{error.filename or out}: {reason}; nothing but whole shards is left") from None
     return made
 
 
