@@ -165,7 +165,7 @@ def _evaluate_trial(
     make_reproducible(job.config, context)
     note = partial(store.note, job.trial)
     if dataset is None:
-        dataset = load_dataset(job.config.data)
+        dataset = load_dataset(job.config.data, beat, note)
     model = load_model(directory / "checkpoints" / MODEL, job.config, dataset, context)
     started, clock = _now(), time.perf_counter()
     results = evaluate(
