@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainers import config as configs
+from trainers import distributed
 from trainers.backbones import build_backbone
-from trainers.distributed import SyncBatchNorm, gather_rows, rows_of_rank, synchronise_batch_norm, world
+from trainers.distributed import (
+    SyncBatchNorm,
+    at_own_pace,
+    gather_rows,
+    rows_of_rank,
+    synchronise_batch_norm,
+    world,
+)
 from trainers.heads import build_head
 from trainers.lars import build_optimizer
 from trainers.losses import contrastive_loss
@@ -32,6 +41,36 @@ def my_rows(x: Tensor) -> Tensor:
 
 def relative(got: Tensor, wanted: Tensor) -> float:
     return float((got.double() - wanted.double()).abs().max() / wanted.double().abs().max())
+
+
+# --- work of different length -------------------------------------------------------------------------
+
+
+def at_different_paces(fail: bool) -> tuple[int, list[str]]:
+    """Rank 1 takes long, or fails."""
+    distributed._MEET_EVERY_S = 0.1
+    rank, told = world()[0], []
+
+    def work() -> int:
+        time.sleep(1.0 * rank)
+        if fail and rank == 1:
+            raise ValueError("no data here")
+        return 10 + rank
+
+    return at_own_pace(work, told.append, torch.device("cpu")), told
+
+
+def test_a_rank_that_is_done_says_that_it_waits_for_the_others() -> None:
+    (first, told), (second, nothing) = run_ranks(at_different_paces, 2, False)
+    assert (first, second) == (10, 11)
+    assert set(told) == {"waiting for 1 other workers"}
+    assert len(told) >= 3
+    assert nothing == []
+
+
+def test_an_error_of_one_rank_is_raised_and_ends_the_wait_of_the_others() -> None:
+    with pytest.raises(Exception, match=r"no data here|Connection closed|Connection reset"):
+        run_ranks(at_different_paces, 2, True)
 
 
 # --- gather -------------------------------------------------------------------------------------------
