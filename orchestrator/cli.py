@@ -220,6 +220,35 @@ def submit(
     raise typer.Exit(jobs_api.follow(submitted, client, _show, _say))
 
 
+@app.command(
+    epilog="Example: `ablate preflight paper --recipe imagenet --address auto --store /shared/ablations`"
+)
+def preflight(
+    studies: Studies,
+    recipe: RecipeName = None,
+    seeds: Seeds = None,
+    sets: Sets = None,
+    address: Annotated[str, typer.Option(help="auto, local, or host:port of a Ray cluster")] = "auto",
+    executor: Annotated[Executor, typer.Option(help="as of `ablate run`")] = "auto",
+    store_root: StoreRoot = DEFAULT_STORE,
+    tracking_uri: TrackingUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at every node of a cluster, as `ablate run` does before it trains; trains nothing."""
+    plan = make_plan(studies, recipe, _parse_seeds(seeds), tuple(sets or ()))
+    _check_tracking(tracking_uri)
+    _refuse_inline_gangs(executor, plan.resources.values())
+    store = Store(store_root)
+    store.prepare()
+    from orchestrator.launch import check_cluster
+    from orchestrator.preflight import as_plain
+
+    shown = problems if as_json else console
+    looked = check_cluster(plan, store, address, executor, tracking_uri, shown)
+    if as_json:
+        print_json(as_plain(looked))
+
+
 @app.command(epilog="Example: `ablate report quickstart --out paper/tables`")
 def report(
     studies: Studies,

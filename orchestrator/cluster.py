@@ -8,11 +8,11 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import AblateError, CapacityError
+from orchestrator.packing import Node, Packing, described
 from orchestrator.redaction import redacted
 from orchestrator.spec import Resources
 
@@ -29,12 +29,6 @@ WHERE_TOKENS_ARE = "RAY_AUTH_TOKEN, the file of RAY_AUTH_TOKEN_PATH and ~/.ray/a
 
 _ONLY_THIS_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Set to 0, Ray's node has the address 127.0.0.1: its default on Windows and macOS, and it works on Linux too."""
-
-
-@dataclass(frozen=True)
-class Node:
-    cpus: float
-    gpus: float
 
 
 @contextmanager
@@ -55,6 +49,7 @@ def connected(address: str) -> Iterator[list[Node]]:
         with _on_loopback():
             yield from _session(address, {"include_dashboard": True})
     else:
+        _refuse_unreachable(address)
         # a Ray job may set some of these too: they are in the environment then, so that ours are the same
         os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
         yield from _session(address, {"runtime_env": {"env_vars": environment}})
@@ -63,6 +58,17 @@ def connected(address: str) -> Iterator[list[Node]]:
 def expect_a_token() -> None:
     """Clusters are reached with their token, unless RAY_AUTH_MODE says otherwise; before Ray looks, which is once."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _refuse_unreachable(address: str) -> None:
+    """Where nothing answers, Ray would try for a quarter of an hour and say nothing."""
+    host, _, port = address.rpartition(":")
+    if "/" in host or not (host and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise AblateError(_why_not(address, error)) from None
 
 
 def _session(address: str, options: dict[str, Any]) -> Iterator[list[Node]]:
@@ -83,11 +89,20 @@ def nodes_now() -> list[Node]:
     """Those of the connected cluster that are alive."""
     import ray
 
-    return [
-        Node(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
+    return [_node(node) for node in ray.nodes() if node["Alive"]]
+
+
+def _node(told: dict[str, Any]) -> Node:
+    resources = dict(told["Resources"])
+    kinds = [name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")]
+    cpus, gpus, memory = (resources.pop(name, 0) for name in ("CPU", "GPU", "memory"))
+    custom = tuple(
+        (name, amount)
+        for name, amount in sorted(resources.items())
+        if name != "object_store_memory" and not name.startswith(("node:", "accelerator_type:"))
+    )
+    name = f"{told['NodeManagerHostname']} ({told['NodeManagerAddress']})"
+    return Node(cpus, gpus, told["NodeID"], name, memory, ", ".join(kinds), custom)
 
 
 def _why_not(address: str, error: Exception) -> str:
@@ -178,24 +193,24 @@ def trials_at_once(nodes: list[Node], footprint: Resources, limit: int | None = 
     Raises:
         CapacityError: not even one fits on the whole cluster.
     """
-    workers = sum(_workers_on(node, footprint) for node in nodes)
-    fitting = workers // footprint.workers
+    packing, fitting = Packing(nodes), 0
+    while (limit is None or fitting < limit) and packing.place(footprint):
+        fitting += 1
     if fitting == 0:
+        workers = workers_that_fit(nodes, footprint)
+        apart = ", not placed as asked" if workers >= footprint.workers else ""
         largest = max(nodes, key=lambda node: (node.gpus, node.cpus), default=Node(0, 0))
         raise CapacityError(
-            f"a trial needs {footprint.workers} x ({footprint.cpus_per_worker} CPU, "
-            f"{footprint.gpus_per_worker:g} GPU), "
-            f"the cluster of {len(nodes)} node(s) fits {workers} such worker(s); its largest node has "
-            f"{largest.cpus:g} CPU, {largest.gpus:g} GPU; see resources.* in the recipe"
+            f"a trial needs {described(footprint)}, the cluster of {len(nodes)} node(s) fits {workers} such "
+            f"worker(s){apart}; its largest node has {largest.cpus:g} CPU, {largest.gpus:g} GPU; see resources.* in "
+            "the recipe"
         )
-    return min(fitting, limit) if limit else fitting
+    return fitting
 
 
-def _workers_on(node: Node, footprint: Resources) -> int:
-    by_cpu = int(node.cpus // footprint.cpus_per_worker)
-    share = footprint.gpus_per_worker
-    if not share:
-        return by_cpu
-    # a worker's share lies on one GPU; the small term undoes 1 // 0.2 = 4
-    by_gpu = int(node.gpus) * int(1 / share + 1e-9) if share < 1 else int(node.gpus // share)
-    return min(by_cpu, by_gpu)
+def workers_that_fit(nodes: list[Node], footprint: Resources) -> int:
+    """How many single workers of a footprint the cluster has room for, wherever they lie."""
+    packing, one, workers = Packing(nodes), footprint.model_copy(update={"workers": 1}), 0
+    while packing.place(one):
+        workers += 1
+    return workers

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,7 @@ def _fit(job: Job, recipe: str, store: Store, fence: Fence, folder: Path, data: 
             num_workers=footprint.workers,
             use_gpu=footprint.gpus_per_worker > 0,
             resources_per_worker={"CPU": footprint.cpus_per_worker, "GPU": footprint.gpus_per_worker},
+            placement_strategy=footprint.placement.upper(),
         ),
         run_config=RunConfig(
             name=name,
@@ -128,7 +130,7 @@ def measure(job: Job, store: Store, fence: Fence, data: SharedData | None = None
     """Measure a trained trial in a task of its own, on whatever node has room."""
     import ray
 
-    footprint = job.resources
+    footprint = job.resources.evaluation
     task = ray.remote(
         num_cpus=footprint.cpus_per_worker,
         num_gpus=footprint.gpus_per_worker,
@@ -136,7 +138,7 @@ def measure(job: Job, store: Store, fence: Fence, data: SharedData | None = None
         scheduling_strategy="DEFAULT",  # not inside the trial's own, all but empty, bundle
     )(_evaluate_worker)
     with _beating_until_workers_do(fence, "the start of its evaluation"):
-        ray.get(task.remote(job, str(store.root), fence, data))
+        ray.get(task.remote(replace(job, resources=footprint), str(store.root), fence, data))
 
 
 def _train_worker(config: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from orchestrator import cluster
+from orchestrator import cluster, preflight
 from orchestrator.delivery import tracked_beside
 from orchestrator.errors import AblateError
 from orchestrator.mlflow_access import is_remote
@@ -41,13 +41,21 @@ def launch(
     Returns:
         How many trials of the plan are not complete.
     """
-    for sentence in store.set_aside_damaged():
+
+    def say(sentence: str) -> None:
         console.print(Text(sentence, "yellow"), soft_wrap=True)
+
+    for sentence in store.set_aside_damaged():
+        say(sentence)
     if missing:
         train = sum(job.train for job in missing)
         console.print(f"{train} to train, {len(missing) - train} to evaluate only; starting Ray")
         with cluster.connected(address) as nodes:
             missing = with_threads(missing, nodes)
+            if address != "local":  # where this process has looked itself
+                looked = preflight.check(missing, nodes, store, executor, tracking_uri, say)
+                preflight.show(console, looked)
+                preflight.refuse(looked)
             at_once = concurrency(missing, nodes, max_concurrent)
             if cost := estimate(plan, missing, store, at_once):
                 console.print(f"about {duration(cost.seconds)} with {at_once} at once (from {cost.basis})")
@@ -55,7 +63,7 @@ def launch(
                 tracked_beside(plan, store, tracking_uri, console) as tracker,
                 Progress(console, missing, at_once) as progress,
             ):
-                run_jobs(missing, plan.recipe.name, store, executor, at_once, progress, tracker.notify)
+                run_jobs(missing, plan.recipe.name, store, executor, max_concurrent, progress, tracker.notify)
     else:
         console.print(
             Text(f"all {len(plan.trials)} trials are in {store.root}; nothing to do"), soft_wrap=True
@@ -64,6 +72,34 @@ def launch(
             pass
     report_all(plan, store, console)
     return len(jobs(plan, store))
+
+
+def check_cluster(
+    plan: Plan,
+    store: Store,
+    address: str,
+    executor: Executor,
+    tracking_uri: str | None,
+    console: Console,
+) -> list[preflight.Looked]:
+    """Look whether all of a plan can run on a cluster, training nothing; shown as it would be before a run.
+
+    Raises:
+        CapacityError: it can't, whatever happens.
+    """
+    everything = [
+        Job(key, config, True, {}, plan.resources[key], key, plan.limits[key])
+        for key, config in plan.trials.items()
+    ]
+    with cluster.connected(address) as nodes:
+        looked = preflight.check(
+            everything, nodes, store, executor, tracking_uri, lambda text: console.print(Text(text, "yellow"))
+        )
+        preflight.show(console, looked)
+        preflight.refuse(looked)
+        at_once = concurrency(everything, nodes, None)
+    console.print(f"{at_once} trial{'s' if at_once > 1 else ''} at once")
+    return looked
 
 
 def report_all(

@@ -101,6 +101,11 @@ class Job:
     def is_toy(self) -> bool:
         return isinstance(self.config, ToyRun)
 
+    @property
+    def footprint(self) -> Resources:
+        """What it occupies at first: a trained trial is only measured."""
+        return self.resources if self.train else self.resources.evaluation
+
 
 def make_plan(
     study_names: Sequence[str],

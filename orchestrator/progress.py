@@ -52,6 +52,7 @@ class Progress:
     console: Console
     jobs: list[Job]
     at_once: int
+    waits_for: str = ""
     started: float = field(default_factory=lambda: time.monotonic())
 
     def __post_init__(self) -> None:
@@ -137,6 +138,8 @@ class Progress:
         running = self.count("starting", "running", "evaluating")
         text = Text(f"{self.count('done')} of {len(self.rows)} trials done, {running} running, ")
         text.append(f"{self.count('waiting')} waiting")
+        if self.count("waiting") and self.waits_for and not self._interactive:
+            text.append(f" {self.waits_for}")
         if self.count("elsewhere"):
             text.append(f", {self.count('elsewhere')} left to other runs")
         if self.count("failed"):
@@ -157,7 +160,11 @@ class Progress:
             top1 = "" if row.online_top1 is None else f"{row.online_top1:.1f} %"
             table.add_row(Text(row.label), str(row.seed), bar, epoch, loss, top1)
         waiting = self.count("waiting")
-        why = f"waiting: {waiting}, as {self.at_once} fit side by side" if waiting else ""
+        why = (
+            f"waiting: {waiting}, {self.waits_for or f'as {self.at_once} fit side by side'}"
+            if waiting
+            else ""
+        )
         return Group(table, self._summary(), Text(why, "dim"))
 
 

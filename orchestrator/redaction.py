@@ -27,7 +27,8 @@ _USER = re.compile(
 _NAME = re.compile(r"(:/{1,2})[^\s/@]{1,1024}@")
 _QUERY = re.compile(r"(:/{1,2}[^\s?#]{0,1024})[?#]\S*")
 _FIELD = re.compile(
-    r"(?<![\w-])([\w-]{0,64}(?:token|passw(?:or)?d|secret|api_?key|access_?key|signature)[\w-]{0,64}=)[^\s&]+", re.I
+    r"(?<![\w-])([\w-]{0,64}(?:token|passw(?:or)?d|secret|api_?key|access_?key|signature)[\w-]{0,64}=)[^\s&]+",
+    re.I,
 )
 _HEADER = re.compile(r"\b(Bearer|Basic) [\w+/=.~-]{6,}")
 

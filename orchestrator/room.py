@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-from orchestrator.cluster import Node, trials_at_once
+from orchestrator.cluster import trials_at_once
 from orchestrator.errors import CapacityError
+from orchestrator.packing import Node
 from orchestrator.plan import Job
 from orchestrator.progress import duration
 
@@ -65,9 +66,9 @@ class RoomWatch:
     def _impossible(self, trials: list[str], nodes: list[Node]) -> CapacityError | None:
         """Why not one of the trials fits."""
         problem = None
-        for footprint in {self._jobs[trial].resources for trial in trials}:
+        for footprint in {self._jobs[trial].footprint for trial in trials}:
             try:
-                trials_at_once(nodes, footprint)
+                trials_at_once(nodes, footprint, 1)
             except CapacityError as error:
                 problem = error
             else:

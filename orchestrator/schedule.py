@@ -18,14 +18,15 @@ from contextlib import redirect_stdout, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.cluster import Node, nodes_now, trials_at_once
+from orchestrator.cluster import nodes_now, trials_at_once
 from orchestrator.failures import ProcessLost, failure
 from orchestrator.gangs import LOST, RESTARTS, last_line
 from orchestrator.hangs import HangWatch, end_process
 from orchestrator.interruption import Interruption
 from orchestrator.leases import Holder, Leases
+from orchestrator.packing import Node, side_by_side
 from orchestrator.plan import Job
 from orchestrator.progress import Progress
 from orchestrator.room import RoomWatch
@@ -35,6 +36,9 @@ from orchestrator.spec import Executor, Resources
 from orchestrator.store import Store
 from orchestrator.trainable import Assignment, assigned, driver_resources, place_of, run_job
 from trainers.files import remove_folder
+
+if TYPE_CHECKING:
+    from orchestrator.largest_first import LargestFirst
 
 
 def with_threads(jobs: list[Job], nodes: list[Node]) -> list[Job]:
@@ -48,9 +52,19 @@ def with_threads(jobs: list[Job], nodes: list[Node]) -> list[Job]:
 
 
 def concurrency(jobs: list[Job], nodes: list[Node], limit: int | None) -> int:
-    """How many jobs run side by side: what fits of the largest footprint among them."""
-    footprints = {job.resources for job in jobs}
-    return min(trials_at_once(nodes, footprint, limit) for footprint in footprints)
+    """How many jobs run side by side at the start, the largest first.
+
+    Raises:
+        CapacityError: one of them fits nowhere.
+    """
+    for footprint in {used for job in jobs for used in _footprints(job)}:
+        trials_at_once(nodes, footprint, 1)
+    fitting = side_by_side(nodes, [job.footprint for job in jobs])
+    return min(fitting, limit) if limit else fitting
+
+
+def _footprints(job: Job) -> list[Resources]:
+    return [job.footprint, job.resources.evaluation] if job.evaluations else [job.footprint]
 
 
 def run_jobs(
@@ -58,7 +72,7 @@ def run_jobs(
     recipe: str,
     store: Store,
     executor: Executor,
-    at_once: int,
+    max_concurrent: int | None,
     progress: Progress,
     on_finished: Callable[[], None],
 ) -> None:
@@ -91,7 +105,7 @@ def run_jobs(
             HangWatch(store, leases, limits, partial(_end_remotely, str(store.root)), progress.warn),
         ):
             while assignments:
-                held = _one_round(assignments, store, leases, folder, at_once, progress, finished)
+                held = _one_round(assignments, store, leases, folder, max_concurrent, progress, finished)
                 assignments = {trial: assignments[trial] for trial in held}
                 _await_others(assignments, leases, progress)
     finally:
@@ -104,26 +118,30 @@ def _one_round(
     store: Store,
     leases: Leases,
     folder: Path,
-    at_once: int,
+    max_concurrent: int | None,
     progress: Progress,
     finished: Callable[[str, str | None], None],
 ) -> list[str]:
     """Tune over the given trials; those that another run holds come back."""
     from ray import tune
 
+    from orchestrator.largest_first import LargestFirst
+
     name = f"tune-{uuid.uuid4().hex[:8]}"
     held: list[str] = []
     room = RoomWatch({trial: one.job for trial, one in assignments.items()}, nodes_now, progress.say)
+    footprints = {trial: one.job.footprint for trial, one in assignments.items()}
+    queue = LargestFirst(footprints, nodes_now, max_concurrent, room)
     trainable = tune.with_parameters(run_job, assignments=assignments)
     jobs = [assignment.job for assignment in assignments.values()]
     tuner = tune.Tuner(
         tune.with_resources(trainable, lambda config: driver_resources(assignments[config["trial"]])),
-        param_space={"trial": tune.grid_search(list(assignments))},
         tune_config=tune.TuneConfig(
             # The next trial finds torch imported: seconds saved each. Not on accelerators, where one
             # trial's device error would stay in the process for all that follow.
             reuse_actors=not any(job.resources.gpus_per_worker for job in jobs),
-            max_concurrent_trials=at_once,
+            search_alg=queue,
+            num_samples=len(jobs),
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
         ),
@@ -132,7 +150,7 @@ def _one_round(
             **for_ray(folder),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=RESTARTS),
-            callbacks=[_follow(progress, finished, held.append, store, leases, room)],
+            callbacks=[_follow(progress, finished, held.append, store, leases, room, queue)],
         ),
     )
     for logger in (
@@ -187,19 +205,24 @@ def _follow(
     store: Store,
     leases: Leases,
     room: RoomWatch,
+    queue: LargestFirst,
 ) -> Any:
     """A Tune callback that keeps the screen and the tracker up to date, and looks whether trials find room."""
     from ray import tune
 
     class Follow(tune.Callback):
         def __init__(self, *listeners: Any) -> None:
-            self.progress, self.finished, self.held, self.store, self.leases, self.room = listeners
+            self.progress, self.finished, self.held, self.store, self.leases, self.room, self.queue = (
+                listeners
+            )
 
         def __getstate__(self) -> dict[str, Any]:
             return {}  # Tune pickles its callbacks to restore them later; this one lives with its screen
 
         def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
             waiting = [_trial_name(trial) for trial in trials if trial.status == "PENDING"]
+            waiting += self.queue.waiting
+            self.progress.waits_for = self.queue.reason
             self.room.look(waiting, running=any(trial.status == "RUNNING" for trial in trials))
 
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -228,4 +251,4 @@ def _follow(
                 self.store.fail_trial(name, told)
             self.finished(name, told["error"])
 
-    return Follow(progress, finished, held, store, leases, room)
+    return Follow(progress, finished, held, store, leases, room, queue)

@@ -54,7 +54,10 @@ class Resources(Config):
         description="of a trial's workers: on few nodes, on one (as NCCL likes it best), over many, each on another",
     )
     evaluation_cpus: int | None = Field(
-        None, ge=1, le=1024, description="of the process that measures a trained trial; default: as of a worker"
+        None,
+        ge=1,
+        le=1024,
+        description="of the process that measures a trained trial; default: as of a worker",
     )
     evaluation_gpus: float | None = Field(
         None, ge=0, le=16, description="0: it measures on CPUs, beside trainings; default: as of a worker"

@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.failures import failure
 from orchestrator.gangs import cause, measure, train_gang
@@ -15,9 +15,14 @@ from orchestrator.hangs import HUNG
 from orchestrator.leases import Fence, Holder, Lease, LeaseLost, Leases, run_folder
 from orchestrator.plan import Job
 from orchestrator.sharing import SharedData, dataset_in_place
-from orchestrator.spec import Executor
+from orchestrator.spec import Executor, Resources
 from orchestrator.store import Store
 
+if TYPE_CHECKING:
+    import torch
+
+PHASE, EVALUATION = "phase", "evaluation"
+"""What a trial reports once its gang is gone and it is only measured."""
 _START = "its start"
 
 
@@ -27,6 +32,7 @@ class Assignment:
 
     Attributes:
         executor: `inline` trains in the Tune trial's own process, `train` through Ray Train.
+        holds: what the Tune trial's own process occupies; None: next to nothing, its workers have room of their own.
         run: of the command.
         data: decoded, in the object store; None: the trial reads its own.
     """
@@ -36,28 +42,36 @@ class Assignment:
     store: str
     executor: str
     run: str
+    holds: Resources | None = None
     data: SharedData | None = None
 
 
 def assigned(
     job: Job, recipe: str, store: Store, executor: Executor, run: str, data: SharedData | None = None
 ) -> Assignment:
-    """A job with its executor: a gang needs Ray Train, and toy networks have no gang."""
+    """A job with its executor: a gang needs Ray Train, and so does what is measured with less than it trains with."""
+    alone = job.resources.workers == 1 and _accelerators_and_cpus(job.resources) == _accelerators_and_cpus(
+        job.resources.evaluation
+    )
     chosen: str = executor
     if job.is_toy:
         chosen = "inline"
     elif executor == "auto":
-        chosen = "inline" if job.resources.workers == 1 else "train"
-    return Assignment(job, recipe, str(store.root), chosen, run, data)
+        chosen = "inline" if alone or not job.train else "train"
+    holds = job.footprint if chosen == "inline" else None
+    return Assignment(job, recipe, str(store.root), chosen, run, holds, data)
+
+
+def _accelerators_and_cpus(footprint: Resources) -> tuple[float, int]:
+    return footprint.gpus_per_worker, footprint.cpus_per_worker
 
 
 def driver_resources(assignment: Assignment) -> dict[str, float]:
     """What the Tune trial itself holds. Train's workers have a placement group of their own."""
-    footprint = assignment.job.resources
-    if assignment.executor == "train":
+    if assignment.holds is None:
         # Nothing at all is refused, and any share of a CPU would keep the last workers from fitting.
         return {"memory": 1.0}
-    return {"CPU": footprint.cpus_per_worker, "GPU": footprint.gpus_per_worker}
+    return {"CPU": assignment.holds.cpus_per_worker, "GPU": assignment.holds.gpus_per_worker}
 
 
 def run_job(config: dict[str, Any], assignments: dict[str, Assignment]) -> dict[str, Any]:
@@ -135,30 +149,32 @@ def still_missing(job: Job, store: Store) -> Job:
 
 
 def _work(assignment: Assignment, store: Store, fence: Fence) -> None:
-    job, recipe = assignment.job, assignment.recipe
-    if job.is_toy or assignment.executor == "inline":
-        _work_inline(assignment, store, fence)
-        return
-    if job.train:
-        train_gang(job, recipe, store, fence, run_folder(store.root, assignment.run), assignment.data)
-    if job.evaluations:
-        measure(job, store, fence, assignment.data)
-
-
-def _work_inline(assignment: Assignment, store: Store, fence: Fence) -> None:
-    import torch
     from ray import tune
 
     from orchestrator import work
 
-    job, recipe = assignment.job, assignment.recipe
+    job, recipe, holds = assignment.job, assignment.recipe, assignment.holds
     if job.is_toy:
         if job.train:
             work.train_toys(job, store, fence, tune.report)
         return
-    device = torch.device("cuda", 0) if job.resources.gpus_per_worker else torch.device("cpu")
-    dataset = dataset_in_place(assignment.data, partial(store.note, job.trial))
-    if job.train:
+    if holds is None:
+        if job.train:
+            train_gang(job, recipe, store, fence, run_folder(store.root, assignment.run), assignment.data)
+        if job.evaluations:
+            tune.report({PHASE: EVALUATION})
+            measure(job, store, fence, assignment.data)
+        return
+    device, dataset = _device(holds), dataset_in_place(assignment.data, partial(store.note, job.trial))
+    if job.train and holds != job.resources:  # it was to be measured only, and its model was found damaged
+        train_gang(job, recipe, store, fence, run_folder(store.root, assignment.run), assignment.data)
+    elif job.train:
         work.train_trial(job, recipe, store, fence, "inline", {"device": device}, tune.report, dataset)
     if job.evaluations:
-        work.evaluate_trial(job, store, fence, "inline", device, dataset)
+        work.evaluate_trial(replace(job, resources=holds), store, fence, "inline", device, dataset)
+
+
+def _device(footprint: Resources) -> torch.device:
+    import torch
+
+    return torch.device("cuda", 0) if footprint.gpus_per_worker else torch.device("cpu")

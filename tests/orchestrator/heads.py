@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -59,6 +60,16 @@ class Head:
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
 
+    def await_nodes(self, count: int) -> None:
+        """Until so many are in, the head's own included."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            told = json.loads(self.answer("/nodes?view=summary", self.token)[1])["data"]["summary"]
+            if sum(node["raylet"].get("state") == "ALIVE" for node in told) == count:
+                return
+            time.sleep(0.3)
+        raise AssertionError(f"not {count} nodes within 60 s")
+
     def ablate(self, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
         """A whole command, as of somebody who has the token unless `changes` of the environment say otherwise."""
         return subprocess.run(
@@ -83,8 +94,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def standing_head(folder: Path, *options: str, cpus: int = 2, **changes: str) -> Iterator[Head]:
-    """Args: changes: of the environment of the cluster, and of whoever reaches it."""
+def standing_head(
+    folder: Path, *options: str, cpus: int = 2, alone: bool = True, **changes: str
+) -> Iterator[Head]:
+    """Args:
+    alone: no other nodes join it.
+    changes: of the environment of the cluster, and of whoever reaches it.
+    """
     code = folder / "code"
     for package in ("orchestrator", "trainers", "studies"):
         shutil.copytree(ROOT / package, code / package, ignore=shutil.ignore_patterns("*.pyc"))
@@ -98,6 +114,8 @@ def standing_head(folder: Path, *options: str, cpus: int = 2, **changes: str) ->
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{outside['PATH']}",
         "NO_PROXY": "127.0.0.1,localhost",
         "RAY_AUTH_TOKEN_PATH": str(token),
+        # all on loopback, of which drivers too must know; for one node only
+        **({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if alone else {}),
         **changes,
     }
     head = Head(folder / "ray", code, environment, free_port())
@@ -126,11 +144,7 @@ def started(*options: str, environment: dict[str, str]) -> Iterator[subprocess.P
     ports = ("--dashboard-agent-listen-port", "--dashboard-agent-grpc-port", "--metrics-export-port")
     workers = ("--min-worker-port", "--max-worker-port")
     zeros = [part for name in (*ports, *workers) for part in (name, "0")]
-    quiet = {
-        "RAY_AUTH_MODE": "token",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
+    quiet = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
     process = subprocess.Popen(
         ["ray", "start", "--block", "--node-ip-address", "127.0.0.1", *zeros, *options],
         env=environment | quiet,

@@ -14,8 +14,8 @@ from orchestrator.room import RoomWatch
 from orchestrator.spec import Resources
 
 JOBS: Any = {
-    "small": SimpleNamespace(resources=Resources()),
-    "large": SimpleNamespace(resources=Resources(cpus_per_worker=4)),
+    "small": SimpleNamespace(footprint=Resources()),
+    "large": SimpleNamespace(footprint=Resources(cpus_per_worker=4)),
 }
 
 

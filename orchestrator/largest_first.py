@@ -1,0 +1,104 @@
+"""The order of trials, as a search algorithm of Ray Tune: the largest first, and only what fits beside what runs.
+
+Imports Ray, which reads how it authenticates when it is imported: after `cluster.connected` has said so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from orchestrator.packing import Node, described, next_to_start, size
+from orchestrator.room import RoomWatch
+from orchestrator.spec import Resources
+from orchestrator.trainable import EVALUATION, PHASE
+
+_LOOK_EVERY_S = 1.0
+
+
+class LargestFirst(Searcher):
+    """Asked by Tune for the next trial; has none while nothing that waits fits.
+
+    The cluster is looked at each time: trials start as nodes come.
+
+    Args:
+        footprints: of each trial, in the order of equals.
+        nodes: what the cluster has now.
+        limit: of trials at once; None: what fits.
+        room: told what waits while nothing runs.
+
+    Attributes:
+        waiting: trials that are not yet Tune's.
+        reason: what they wait for.
+    """
+
+    def __init__(
+        self,
+        footprints: dict[str, Resources],
+        nodes: Callable[[], list[Node]],
+        limit: int | None,
+        room: RoomWatch,
+    ) -> None:
+        super().__init__()
+        self.waiting = dict(footprints)
+        self._nodes, self._limit, self._room = nodes, limit, room
+        self._running: dict[str, Resources] = {}  # by Tune's name of the trial
+        self._looked, self._seen = -_LOOK_EVERY_S, list[Node]()
+        self.reason = ""
+
+    def suggest(self, trial_id: str) -> Any:
+        """Tune's question. Raises CapacityError where nothing that waits can ever fit."""
+        if not self.waiting:
+            return Searcher.FINISHED
+        if self._limit is not None and len(self._running) >= self._limit:
+            self.reason = f"as --max-concurrent lets {self._limit} run"
+            return None
+        footprint = next_to_start(self._cluster(), self._running.values(), self.waiting.values())
+        if footprint is None:
+            largest = max(self.waiting.values(), key=size)
+            self.reason = f"for room: the next takes {described(largest)}"
+            if not self._running:  # Tune asks nobody else meanwhile
+                self._room.look(self.waiting, running=False)
+            return None
+        trial = next(name for name, needs in self.waiting.items() if needs == footprint)
+        del self.waiting[trial]
+        self._running[trial_id] = footprint
+        return {"trial": trial}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if result.get(PHASE) == EVALUATION and trial_id in self._running:
+            self._running[trial_id] = self._running[trial_id].evaluation
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        self._running.pop(trial_id, None)
+
+    def _cluster(self) -> list[Node]:
+        now = time.monotonic()
+        if now - self._looked >= _LOOK_EVERY_S:
+            self._seen, self._looked = self._nodes(), now
+        return self._seen
+
+    # Tune would copy it, and keep it to go on from: it lives with its screen, and the store knows what is done.
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LargestFirst:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        return None
+
+    def get_state(self) -> dict[str, Any]:
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        return None
+
+    def restore(self, checkpoint_path: str) -> None:
+        return None
