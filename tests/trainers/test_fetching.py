@@ -16,22 +16,19 @@ from typing import Any
 import fsspec
 import pytest
 from filelock import FileLock
-from object_store import ObjectStore, forget_connections, serve
+from object_store import ObjectStore, forget_connections
 from photos import write_photos
+from tiny import tiny_trial
 
 from trainers.config import DataConfig
+from trainers.context import Interrupted, TrialContext
+from trainers.contrastive import train
 from trainers.data import fetching
 from trainers.data.datasets import DataError, check_data, load_dataset
 from trainers.data.fetching import fetch_shards, list_shards
 from trainers.data.packing import pack
 
 FORK = multiprocessing.get_context("fork")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    with serve(tmp_path_factory.mktemp("s3")) as store:
-        yield store
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +46,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def url(
-    server: ObjectStore, made: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> str:
+def url(s3: ObjectStore, made: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
     """A bucket of the test's own."""
-    server.use(monkeypatch)
+    s3.use(monkeypatch)
     bucket = "b" + hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:20]
     system = fsspec.filesystem("s3")
     system.mkdir(bucket)
@@ -84,7 +79,7 @@ def partials(folder: Path) -> list[Path]:
 
 
 def test_looking_before_anything_starts_fetches_nothing(
-    url: str, server: ObjectStore, cache: Path, made: Path
+    url: str, s3: ObjectStore, cache: Path, made: Path
 ) -> None:
     check_data(config(url), batch_size=2)
     listed = list_shards(url)
@@ -92,7 +87,7 @@ def test_looking_before_anything_starts_fetches_nothing(
         (tar.name, tar.stat().st_size) for tar in sorted(made.glob("*.tar"))
     ]
     assert all(one.md5 == hashlib.md5((made / one.name).read_bytes()).hexdigest() for one in listed)
-    assert server.gets(url[5:] + "/train-000000.tar") == 0
+    assert s3.gets(url[5:] + "/train-000000.tar") == 0
     assert not cache.exists()
 
 
@@ -102,7 +97,7 @@ def _fetch_at(start: Any, url: str) -> None:
 
 
 def test_four_processes_at_once_fetch_each_shard_once(
-    url: str, server: ObjectStore, made: Path, cache: Path
+    url: str, s3: ObjectStore, made: Path, cache: Path
 ) -> None:
     start = FORK.Barrier(4)
     processes = [FORK.Process(target=_fetch_at, args=(start, url)) for _ in range(4)]
@@ -114,7 +109,7 @@ def test_four_processes_at_once_fetch_each_shard_once(
     notes: list[str] = []
     assert same(folder := fetch(url, note=notes.append), made)
     assert notes == []  # there was nothing left to fetch
-    assert {server.gets(f"{url[5:]}/{tar.name}") for tar in made.glob("*.tar")} == {1}
+    assert {s3.gets(f"{url[5:]}/{tar.name}") for tar in made.glob("*.tar")} == {1}
     assert partials(folder) == []
 
 
@@ -134,7 +129,7 @@ def test_what_was_fetched_is_told_once_with_its_size_and_place_and_how_far_it_is
 
 
 def test_a_shard_that_changed_on_the_server_or_was_hurt_here_is_fetched_again(
-    url: str, server: ObjectStore, made: Path
+    url: str, s3: ObjectStore, made: Path
 ) -> None:
     folder = fetch(url)
     os.truncate(folder / "val-000000.tar", 1000)
@@ -144,7 +139,7 @@ def test_a_shard_that_changed_on_the_server_or_was_hurt_here_is_fetched_again(
     fetch(url)
     assert (folder / "train-000001.tar").read_bytes() == other
     assert (folder / "val-000000.tar").read_bytes() == (made / "val-000000.tar").read_bytes()
-    counts = {tar.name: server.gets(f"{url[5:]}/{tar.name}") for tar in made.glob("*.tar")}
+    counts = {tar.name: s3.gets(f"{url[5:]}/{tar.name}") for tar in made.glob("*.tar")}
     assert counts.pop("train-000001.tar") == counts.pop("val-000000.tar") == 2
     assert set(counts.values()) == {1}
 
@@ -232,7 +227,7 @@ def test_an_etag_that_only_looks_like_a_checksum_is_found_out_by_a_second_look(
 
 
 def test_a_url_that_cannot_be_read_is_told_in_one_line(
-    url: str, server: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    url: str, s3: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket = url.rsplit("/", 1)[0]
     with pytest.raises(DataError, match=r"^s3://nobucket-here/x: nothing is there; set data\.root"):
@@ -338,6 +333,29 @@ def test_fetching_ends_when_the_work_is_ended(url: str, cache: Path, monkeypatch
         fetch(url, end)
     (folder,) = (cache / "shards").iterdir()
     assert partials(folder) == []
+
+
+def test_a_training_that_is_to_stop_does_not_wait_for_its_data(url: str, tmp_path: Path) -> None:
+    data = {"kind": "imagefolder", "name": "photos", "root": url, "image_size": 16}
+    trial = tiny_trial(data=data, batch_size=6, augment={"mode": "per_image"})
+    with pytest.raises(Interrupted, match=r"^stopped fetching s3://"):
+        train(trial, TrialContext(tmp_path, stopping=lambda: True))
+
+
+def test_a_server_that_sends_nothing_is_a_silence(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    add, silences = fetching._Fetching.add, []
+
+    def late(self: fetching._Fetching, count: int) -> None:
+        if not silences:
+            silences.append(time.monotonic())
+            time.sleep(3.5)
+        add(self, count)
+
+    monkeypatch.setattr(fetching._Fetching, "add", late)
+    beats: list[float] = []
+    fetch(url, lambda where: beats.append(time.monotonic()))
+    assert beats
+    assert not [beat for beat in beats if 1.5 < beat - silences[0] < 3.4]
 
 
 def test_any_file_system_of_fsspec_will_do(made: Path) -> None:

@@ -7,13 +7,12 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from object_store import ObjectStore, forget_connections, serve
+from object_store import ObjectStore, forget_connections
 from photos import CLASSES, write_photos
 from tiny import tiny_trial
 
@@ -45,12 +44,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shards(folder: Path, tmp_path: Path) -> Path:
     pack(folder, str(tmp_path / "shards"), SMALL)
     return tmp_path / "shards"
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    with serve(tmp_path_factory.mktemp("s3")) as server:
-        yield server
 
 
 def config(root: Path | str, **fields: Any) -> DataConfig:
