@@ -144,6 +144,14 @@ def test_a_shard_that_changed_on_the_server_or_was_hurt_here_is_fetched_again(
     assert set(counts.values()) == {1}
 
 
+def test_a_shard_that_the_server_has_no_more_is_no_more_of_the_data(url: str) -> None:
+    folder = fetch(url)
+    last = sorted(folder.glob("train-*.tar"))[-1]
+    fsspec.filesystem("s3").rm(f"{url}/{last.name}")
+    assert fetch(url) == folder
+    assert not last.exists()
+
+
 # --- whole ----------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -263,18 +264,31 @@ def test_a_size_below_zero_ends_the_reading(tmp_path: Path) -> None:
         load_dataset(config(tmp_path))
 
 
+def _cut_off(shards: Path) -> None:
+    for tar in shards.glob("train-*.tar"):
+        os.truncate(tar, 600)
+
+
+def _replace(shards: Path) -> None:
+    """By one of the same length whose images lie elsewhere."""
+    for tar in shards.glob("train-*.tar"):
+        content = tar.read_bytes()
+        tar.unlink()
+        tar.write_bytes(content[::-1])
+
+
+@pytest.mark.parametrize("hurt", [_cut_off, _replace])
 @pytest.mark.parametrize("processes", [0, 2])
-def test_a_shard_that_is_cut_off_or_gone_during_training_is_told_in_one_line(
-    shards: Path, tmp_path: Path, processes: int
+def test_a_shard_that_is_cut_off_replaced_or_gone_during_training_is_told_in_one_line(
+    shards: Path, tmp_path: Path, processes: int, hurt: Callable[[Path], None]
 ) -> None:
     from trainers.data.loader import ViewLoader
 
     data = {"kind": "imagefolder", "name": "photos", "root": str(shards), "image_size": 16}
     trial = tiny_trial(data=data, batch_size=6, augment={"mode": "per_image"})
     dataset = load_dataset(trial.data)
-    for tar in shards.glob("train-*.tar"):
-        os.truncate(tar, 600)
-    with pytest.raises(DataError, match=r"train-00000\d\.tar: ends before .*; put the whole shard there"):
+    hurt(shards)
+    with pytest.raises(DataError, match=r"train-00000\d\.tar: has changed since its images were listed; put"):
         list(ViewLoader(dataset, trial, loader_processes=processes).epoch(0))
     for tar in shards.glob("train-*.tar"):
         tar.unlink()

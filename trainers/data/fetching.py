@@ -94,6 +94,7 @@ def fetch_shards(url: str, beat: Callable[[str], None], note: Callable[[str], No
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder, url, beat):
+            _remove_others(folder, {shard.name for shard in shards})
             missing = [shard for shard in shards if not _is_there(folder, url, shard)]
             if missing:
                 remove_partial(folder)
@@ -120,6 +121,13 @@ def _alone(folder: Path, url: str, beat: Callable[[str], None]) -> Iterator[None
         yield
     finally:
         lock.release()
+
+
+def _remove_others(folder: Path, names: set[str]) -> None:
+    """Shards that the server has no more are no more of the data."""
+    for copy in folder.glob("*.tar"):
+        if copy.name not in names:
+            copy.unlink()
 
 
 def _is_there(folder: Path, url: str, shard: RemoteShard) -> bool:

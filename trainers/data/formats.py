@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from trainers.config import DataConfig
-from trainers.data.packed import Packed
+from trainers.data.packed import ChangedError, Packed
 
 UNLABELLED = -1
 
@@ -47,15 +47,17 @@ class Split:
 
         Raises:
             OSError: its shard cannot be read.
-            DataError: its shard has become shorter.
+            DataError: its shard has changed.
         """
         assert self.paths is not None
         if self.packed is None:
             return self.paths[index]
         try:
             return io.BytesIO(self.packed.read(index))
-        except EOFError as error:
-            raise DataError(f"{error}: ends before {self.paths[index]}; put the whole shard there") from None
+        except ChangedError as error:
+            raise DataError(
+                f"{error}: has changed since its images were listed; put it back as it was"
+            ) from None
 
     def __len__(self) -> int:
         return len(self.labels)

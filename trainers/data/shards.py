@@ -23,7 +23,7 @@ import torch
 
 from trainers.data.folders import IMAGE_SUFFIXES, SHARD, same_classes
 from trainers.data.formats import DataError, Labelled, Split, gone
-from trainers.data.packed import Packed
+from trainers.data.packed import Packed, version
 from trainers.files import write_atomically
 from trainers.node_cache import cache_folder
 
@@ -37,8 +37,10 @@ _BLOCK = 512
 class Members(NamedTuple):
     """The images in one tar: names CLASS/NAME, and for each the first byte and the number of bytes.
 
-    `passed_over` counts links, devices and the like, which are never read.
+    `version` is that of the tar; `passed_over` counts links, devices and the like, which are never read.
     """
+
+    version: tuple[int, int]
 
     names: list[str]
     starts: list[int]
@@ -130,7 +132,7 @@ def _split(part: str, root: object, tars: list[str], lists: list[Members], class
         None,
         paths,
         torch.tensor([labels[image[0]] for image in images]),
-        Packed(tuple(tars), tar, begin, length),
+        Packed(tuple(tars), tuple(one.version for one in lists), tar, begin, length),
     )
 
 
@@ -143,14 +145,13 @@ def _members(tar: Path, beat: Callable[[str], None], note: Callable[[str], None]
         status = os.stat(tar)
     except OSError as error:
         raise DataError(f"{tar}: {gone(error)}") from None
-    version = [status.st_size, status.st_mtime_ns]
     beside = tar.with_name(f"{tar.name}.members.json")
     name = hashlib.sha256(os.fsencode(os.path.abspath(tar))).hexdigest()[:20]
     places = [beside, cache_folder() / "members" / f"{name}.json"]
-    members = next((kept for place in places if (kept := _kept(place, version))), None)
+    members = next((kept for place in places if (kept := _kept(place, version(status)))), None)
     if members is None:
-        members = _read_members(tar, status.st_size)
-        content = json.dumps({"version": version, **members._asdict()})
+        members = _read_members(tar, version(status))
+        content = json.dumps(members._asdict())
         for place in places:
             with suppress(OSError):  # without a list it is read again next time
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -162,15 +163,15 @@ def _members(tar: Path, beat: Callable[[str], None], note: Callable[[str], None]
     return members
 
 
-def _kept(place: Path, version: list[int]) -> Members | None:
+def _kept(place: Path, wanted: tuple[int, int]) -> Members | None:
     """A list that was kept, if it is of this version of the tar and holds nothing that a tar could not."""
     try:
         content: dict[str, Any] = json.loads(place.read_bytes())
-        if content.pop("version") != version:
+        members = Members(**content)._replace(version=wanted)
+        if content["version"] != list(wanted):
             return None
-        members = Members(**content)
         starts, sizes = (np.array(column, dtype=np.int64) for column in (members.starts, members.sizes))
-        inside = (starts >= 0) & (sizes >= 0) & (sizes <= version[0]) & (starts <= version[0] - sizes)
+        inside = (starts >= 0) & (sizes >= 0) & (sizes <= wanted[0]) & (starts <= wanted[0] - sizes)
         sound = all(_image_name(name, place) == name for name in members.names)
         whole = len(members.names) == len(starts) == len(sizes)
     except (OSError, ValueError, TypeError, LookupError, AttributeError, DataError):
@@ -178,14 +179,14 @@ def _kept(place: Path, version: list[int]) -> Members | None:
     return members if sound and whole and bool(inside.all()) else None
 
 
-def _read_members(tar: Path, length: int) -> Members:
-    members = Members([], [], [], 0)
+def _read_members(tar: Path, found: tuple[int, int]) -> Members:
+    members = Members(found, [], [], [], 0)
     passed_over, before = 0, -1
     try:
         with tarfile.open(tar, "r:") as archive:
             for member in archive:
                 # an offset that goes back would have tarfile read the same members for ever
-                if member.size < 0 or member.offset <= before or member.offset_data + member.size > length:
+                if member.size < 0 or member.offset <= before or member.offset_data + member.size > found[0]:
                     raise tarfile.ReadError("a member beyond its end")
                 before = member.offset
                 if member.isreg() and not member.issparse():
