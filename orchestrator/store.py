@@ -35,6 +35,7 @@ from orchestrator.untrusted import UntrustedFolder
 from trainers.files import (
     HISTORY,
     MODEL,
+    PATIENCE_S,
     SPECTRA,
     STATES,
     append_line,
@@ -370,8 +371,8 @@ def _version(path: Path) -> _Version | None:
 def _write_arrays(path: Path, arrays: Arrays, guard: Guard) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    write_atomically(path, buffer.getvalue(), guard)
+    write_atomically(path, buffer.getvalue(), guard, PATIENCE_S)
 
 
 def _write(path: Path, content: Record, guard: Guard = lambda: None) -> None:
-    write_atomically(path, json.dumps(content, indent=1, sort_keys=True) + "\n", guard)
+    write_atomically(path, json.dumps(content, indent=1, sort_keys=True) + "\n", guard, PATIENCE_S)

@@ -250,7 +250,7 @@ def _place(directory: Path, step: int) -> Path:
 
 def set_aside(path: Path) -> None:
     """Keep a damaged file under a name that nothing reads."""
-    path.replace(path.with_name(f"{path.name}.damaged"))
+    path.rename(path.with_name(f"{path.name}.damaged"))
 
 
 def _put_back(

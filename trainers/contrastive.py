@@ -33,7 +33,7 @@ from trainers.data.corrupt import CorruptImages
 from trainers.data.datasets import Dataset, load_dataset
 from trainers.data.loader import ViewLoader
 from trainers.distributed import at_own_pace, from_rank_0, gather_rows, synchronise_batch_norm
-from trainers.files import HISTORY, MODEL, SPECTRA, write_atomically
+from trainers.files import HISTORY, MODEL, PATIENCE_S, SPECTRA, write_atomically
 from trainers.gradient_cache import backward_in_parts
 from trainers.heads import build_head
 from trainers.lars import build_optimizer
@@ -397,7 +397,7 @@ def _write_course(
     for name, entries in ((HISTORY, history), (SPECTRA, spectra)):
         if entries:
             lines = "".join(json.dumps(entry) + "\n" for entry in entries)
-            write_atomically(context.directory / name, lines, context.guard)
+            write_atomically(context.directory / name, lines, context.guard, PATIENCE_S)
 
 
 class _Totals:

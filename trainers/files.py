@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -22,20 +23,25 @@ STATES = "state-*.safetensors"
 MODEL = "model.safetensors"
 HISTORY = "history.jsonl"
 SPECTRA = "spectra.jsonl"
+PATIENCE_S = 300.0
+"""With an object store that is away, where results would be lost."""
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{16}")
 
 
-def write_atomically(path: Path, content: str | bytes, guard: Callable[[], None] = lambda: None) -> None:
+def write_atomically(
+    path: Path, content: str | bytes, guard: Callable[[], None] = lambda: None, patience: float = 0.0
+) -> None:
     """Replace a file in one step: a reader, or a restart after a kill, sees the old one or the new.
 
     Args:
         guard: asked once all is written, just before the name is given; raises where this process must not.
             In an object store it is asked just before the object is put there, which has no two steps.
+        patience: seconds for which an object store that doesn't answer is tried again.
     """
     if not is_local(path):
-        guard()
         system, name = filesystem(path)
-        system.pipe_file(name, content.encode() if isinstance(content, str) else content)
+        plain = content.encode() if isinstance(content, str) else content
+        _trying(lambda: system.pipe_file(name, plain), guard, patience)
         return
     partial = partial_name(path)
     try:
@@ -123,9 +129,23 @@ def read_regular(path: Path, most: int) -> bytes:
 
 def put_file(file: Path, path: Path, guard: Callable[[], None]) -> None:
     """Bring a finished file of this machine to its place in an object store. Args: guard: as of `write_atomically`."""
-    guard()
     system, name = filesystem(path)
-    system.put_file(str(file), name)
+    _trying(lambda: system.put_file(str(file), name), guard, PATIENCE_S)
+
+
+def _trying(put: Callable[[], object], guard: Callable[[], None], patience: float) -> None:
+    """Put an object, again and again while the store doesn't answer (EIO): what was computed is worth the wait."""
+    deadline, pause = time.monotonic() + patience, 1.0
+    while True:
+        try:
+            guard()
+            put()
+            return
+        except OSError as error:
+            if error.errno != errno.EIO or time.monotonic() + pause > deadline:
+                raise
+            time.sleep(pause)
+            pause = min(2 * pause, 15.0)
 
 
 def put_in_place(partial: Path, path: Path) -> None:
