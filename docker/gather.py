@@ -13,8 +13,8 @@ Exit codes: 4, after the time, saying what is missing; otherwise the command's.
 """
 
 import argparse
-import contextlib
 import os
+import subprocess
 import sys
 import time
 
@@ -55,38 +55,23 @@ def main() -> None:
 
 
 def connect(deadline: float) -> None:
-    """Once the head is up: it may be starting."""
+    """Once the head is up: it may be starting. `ray.init` says much, and may end the process, where none answers."""
     import ray
 
     told = False
     while True:
-        try:
-            with quiet():
-                ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
-        except Exception as error:  # ConnectionError, and bare RuntimeErrors
-            if time.monotonic() > deadline:
-                tell(f"no Ray cluster answers: {str(error).strip().splitlines()[0][:160]}")
-                sys.exit(4)
-            if not told:
-                told = True
-                tell(f"waiting for Ray's head at {os.environ.get('RAY_ADDRESS', 'this machine')}")
-            time.sleep(LOOK_EVERY)
-        else:
-            return
-
-
-@contextlib.contextmanager
-def quiet():
-    """Where no head answers yet, Ray's C++ part writes 20 lines straight to stderr, whatever its log level."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        answer = subprocess.run(["ray", "health-check"], capture_output=True, text=True)
+        if answer.returncode == 0:
+            break
+        if time.monotonic() > deadline:
+            last = (answer.stderr.strip().splitlines() or ["it does not say why"])[-1]
+            tell(f"no Ray cluster answers: {last[:160]}")
+            sys.exit(4)
+        if not told:
+            told = True
+            tell(f"waiting for Ray's head at {os.environ.get('RAY_ADDRESS', 'this machine')}")
+        time.sleep(LOOK_EVERY)
+    ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
 
 
 def present() -> dict[str, float]:
