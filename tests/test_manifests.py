@@ -34,6 +34,7 @@ SERVICES = COMPOSE["services"]
 RESOURCES = [
     document for path in KUBERAY for document in yaml.safe_load_all(path.read_text()) if document is not None
 ]
+FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 OURS = {"ablate:0.1.0", "ablate-mlflow:0.1.0"}
 
 
@@ -188,7 +189,7 @@ def strict(schema: Any) -> Any:
 def test_kuberay_takes_the_resource(kind: str) -> None:
     if CRDS is None:
         pytest.skip("needs KubeRay's custom resource definitions in shared/kuberay-crds")
-    definition = yaml.safe_load((CRDS / f"ray.io_{kind.lower()}s.yaml").read_text())
+    definition = yaml.load((CRDS / f"ray.io_{kind.lower()}s.yaml").read_text(), Loader=FAST)
     [version] = [one for one in definition["spec"]["versions"] if one["name"] == "v1"]
     validator = Draft202012Validator(strict(version["schema"]["openAPIV3Schema"]))
     assert [f"{error.json_path}: {error.message}" for error in validator.iter_errors(resource(kind))] == []
