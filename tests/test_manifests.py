@@ -378,7 +378,7 @@ def test_slurm_starts_a_head_and_workers_and_leaves_nothing(allocation: Any, tmp
     assert address.endswith(f":{port}")
     assert all("--num-cpus=8" in line for line in heads + workers)
     assert lines.count("token 600") == 3
-    assert "python docker/gather.py --nodes 3 --minutes 10" in lines
+    assert "python docker/slurm/gather.py --nodes 3 --minutes 10" in lines
     assert f"ablate run table1 --seeds 0,1 --address {address}, store {tmp_path}/ablations" in lines
     assert {line for line in lines if line.startswith("ray ends")} == {
         f"ray ends on node{i}" for i in (1, 2, 3)
