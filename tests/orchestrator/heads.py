@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -62,13 +63,13 @@ class Head:
 
     def await_nodes(self, count: int) -> None:
         """Until so many are in, the head's own included."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 90
         while time.monotonic() < deadline:
-            told = json.loads(self.answer("/nodes?view=summary", self.token)[1])["data"]["summary"]
-            if sum(node["raylet"].get("state") == "ALIVE" for node in told) == count:
+            told = json.loads(self.answer("/api/v0/nodes", self.token)[1])["data"]["result"]["result"]
+            if sum(node["state"] == "ALIVE" for node in told) == count:
                 return
             time.sleep(0.3)
-        raise AssertionError(f"not {count} nodes within 60 s")
+        raise AssertionError(f"not {count} nodes within 90 s")
 
     def ablate(self, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
         """A whole command, as of somebody who has the token unless `changes` of the environment say otherwise."""
@@ -118,24 +119,33 @@ def standing_head(
         **({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if alone else {}),
         **changes,
     }
-    head = Head(folder / "ray", code, environment, free_port())
+    short = tempfile.mkdtemp(prefix="ray-")  # sockets lie below, whose paths may have 107 characters
+    head = Head(Path(short), code, environment, free_port())
     port = free_port()
     head.address = f"127.0.0.1:{port}"
-    # Ray's page listens for tens of seconds after a fall: each head has a port that nobody had before
-    with started(
-        *("--head", "--port", str(port), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(head.page)),
-        *("--temp-dir", str(head.folder), "--num-cpus", str(cpus), *options),
-        environment=environment,
-    ):
-        until = time.monotonic() + 90
-        while time.monotonic() < until:
-            with suppress(OSError):
-                if head.answer("/api/version", head.token)[0] == 200:
-                    break
-            time.sleep(0.2)
-        else:
-            raise AssertionError("no head within 90 s")
-        yield head
+    try:
+        page = ("--dashboard-host", "127.0.0.1", "--dashboard-port", str(head.page))
+        place = ("--port", str(port), "--temp-dir", short, "--num-cpus", str(cpus))
+        with started(
+            *("--head", *page, *place, *options),
+            environment=environment,
+        ):
+            until = time.monotonic() + 90
+            while time.monotonic() < until:
+                with suppress(OSError):
+                    if head.answer("/api/version", head.token)[0] == 200:
+                        break
+                time.sleep(0.2)
+            else:
+                raise AssertionError(f"no head within 90 s: {log_of(environment).read_text()[-2000:]}")
+            yield head
+    finally:
+        shutil.rmtree(short, ignore_errors=True)
+
+
+def log_of(environment: dict[str, str]) -> Path:
+    """What `ray start` said."""
+    return Path(environment["HOME"]) / "start.log"
 
 
 @contextmanager
@@ -145,17 +155,19 @@ def started(*options: str, environment: dict[str, str]) -> Iterator[subprocess.P
     workers = ("--min-worker-port", "--max-worker-port")
     zeros = [part for name in (*ports, *workers) for part in (name, "0")]
     quiet = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    log = log_of(environment).open("ab")
     process = subprocess.Popen(
         ["ray", "start", "--block", "--node-ip-address", "127.0.0.1", *zeros, *options],
         env=environment | quiet,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
         start_new_session=True,
     )
     try:
         yield process
     finally:
         tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        log.close()
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(5)
