@@ -1,4 +1,4 @@
-"""Trials with several workers, through Ray Train: a gang that trains, and the task that measures."""
+"""Trainings with several workers, through Ray Train."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from orchestrator.store import Store
 from trainers.files import remove_folder
 
 RESTARTS = 3
-"""So often what was lost is started again: a trial's process, a gang, a task."""
+"""So often what was lost is started again: a trial's process, a gang."""
 ROOM_SECONDS = 900.0
 """So long a gang waits for nodes that fit it, before its trial fails."""
 
@@ -126,21 +125,6 @@ def _fit(job: Job, recipe: str, store: Store, fence: Fence, folder: Path, data: 
         remove_folder(folder / name)
 
 
-def measure(job: Job, store: Store, fence: Fence, data: SharedData | None = None) -> None:
-    """Measure a trained trial in a task of its own, on whatever node has room."""
-    import ray
-
-    footprint = job.resources.evaluation
-    task = ray.remote(
-        num_cpus=footprint.cpus_per_worker,
-        num_gpus=footprint.gpus_per_worker,
-        max_retries=RESTARTS,
-        scheduling_strategy="DEFAULT",  # not inside the trial's own, all but empty, bundle
-    )(_evaluate_worker)
-    with _beating_until_workers_do(fence, "the start of its evaluation"):
-        ray.get(task.remote(replace(job, resources=footprint), str(store.root), fence, data))
-
-
 def _train_worker(config: dict[str, Any]) -> None:
     """The loop of every Train worker: the same training function, on this rank."""
     import ray.train
@@ -165,16 +149,6 @@ def _train_worker(config: dict[str, Any]) -> None:
         lambda metrics: ray.train.report(metrics),
         dataset_in_place(config["data"], note if fields["rank"] == 0 else lambda text: None),
     )
-
-
-def _evaluate_worker(job: Job, store: str, fence: Fence, data: SharedData | None) -> None:
-    import torch
-
-    from orchestrator import work
-
-    device = torch.device("cuda", 0) if job.resources.gpus_per_worker else torch.device("cpu")
-    dataset = dataset_in_place(data, partial(Store(store).note, job.trial))
-    work.evaluate_trial(job, Store(store), fence, "train", device, dataset)
 
 
 # --- which error is the cause ---------------------------------------------------------------------

@@ -14,7 +14,7 @@ from ray.tune.search import Searcher
 from orchestrator.packing import Node, described, next_to_start, size
 from orchestrator.room import RoomWatch
 from orchestrator.spec import Resources
-from orchestrator.trainable import EVALUATION, PHASE
+from orchestrator.trainable import EVALUATION, PART, TRAINED, TRIAL
 
 _LOOK_EVERY_S = 1.0
 
@@ -26,6 +26,7 @@ class LargestFirst(Searcher):
 
     Args:
         footprints: of each trial, in the order of equals.
+        later: of those that are measured by a process of its own once they are trained.
         nodes: what the cluster has now.
         limit: of trials at once; None: what fits.
         room: told what waits while nothing runs.
@@ -38,44 +39,53 @@ class LargestFirst(Searcher):
     def __init__(
         self,
         footprints: dict[str, Resources],
+        later: dict[str, Resources],
         nodes: Callable[[], list[Node]],
         limit: int | None,
         room: RoomWatch,
     ) -> None:
         super().__init__()
         self.waiting = dict(footprints)
+        self._later = dict(later)
         self._nodes, self._limit, self._room = nodes, limit, room
-        self._running: dict[str, Resources] = {}  # by Tune's name of the trial
+        self._running: dict[str, tuple[str, Resources]] = {}  # by Tune's name of the trial
         self._looked, self._seen = -_LOOK_EVERY_S, list[Node]()
+        self._trained: set[str] = set()
         self.reason = ""
 
     def suggest(self, trial_id: str) -> Any:
         """Tune's question. Raises CapacityError where nothing that waits can ever fit."""
         if not self.waiting:
-            return Searcher.FINISHED
+            return None if self._running and self._later else Searcher.FINISHED
         if self._limit is not None and len(self._running) >= self._limit:
             self.reason = f"as --max-concurrent lets {self._limit} run"
             return None
-        footprint = next_to_start(self._cluster(), self._running.values(), self.waiting.values())
+        occupied = [footprint for _, footprint in self._running.values()]
+        footprint = next_to_start(self._cluster(), occupied, self.waiting.values())
         if footprint is None:
             largest = max(self.waiting.values(), key=size)
             self.reason = f"for room: the next takes {described(largest)}"
             if not self._running:  # Tune asks nobody else meanwhile
-                self._room.look(self.waiting, running=False)
+                self._room.look(self.waiting.values(), running=False)
             return None
         trial = next(name for name, needs in self.waiting.items() if needs == footprint)
         del self.waiting[trial]
-        self._running[trial_id] = footprint
-        return {"trial": trial}
+        self._running[trial_id] = trial, footprint
+        measured = trial in self._trained
+        return {TRIAL: trial, PART: EVALUATION} if measured else {TRIAL: trial}
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        if result.get(PHASE) == EVALUATION and trial_id in self._running:
-            self._running[trial_id] = self._running[trial_id].evaluation
+    def needs(self, trial_id: str) -> Resources:
+        """The footprint of one of Tune's trials."""
+        return self._running[trial_id][1]
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        self._running.pop(trial_id, None)
+        trial, _ = self._running.pop(trial_id, ("", None))
+        evaluation = self._later.pop(trial, None)
+        if evaluation is not None and result and result.get(TRAINED):
+            self._trained.add(trial)
+            self.waiting[trial] = evaluation
 
     def _cluster(self) -> list[Node]:
         now = time.monotonic()

@@ -263,7 +263,8 @@ class Leases:
             holders = map(self.holder, names)
             return {name: holder for name, holder in zip(names, holders, strict=True) if holder}
         with ThreadPoolExecutor(_AT_ONCE) as pool:  # each is a few round trips
-            return {name: holder for name, holder in zip(names, pool.map(self.holder, names)) if holder}
+            found = list(pool.map(self.holder, names))
+        return {name: holder for name, holder in zip(names, found, strict=True) if holder}
 
     def request_stop(self) -> None:
         """Ask this run's trials, on all machines, to save their states and end."""

@@ -74,6 +74,9 @@ class Progress:
 
     def begin(self, trial: str) -> None:
         row = self.rows[trial]
+        if row.state == "trained":
+            row.state = "evaluating"
+            return
         row.state, row.started = "starting" if row.epochs else "evaluating", time.monotonic()
         row.began = row.began or datetime.now(UTC).isoformat(timespec="microseconds")
 
@@ -110,6 +113,10 @@ class Progress:
             self._last_line = time.monotonic()
             self.console.print(self._summary(), soft_wrap=True)
 
+    def trained(self, trial: str) -> None:
+        """It waits for another process to measure it."""
+        self.rows[trial].state = "trained"
+
     def finish(self, trial: str, error: str | None = None, notes: Sequence[str] = ()) -> None:
         row = self.rows[trial]
         for note in notes:
@@ -137,8 +144,9 @@ class Progress:
         left = self.seconds_left()
         running = self.count("starting", "running", "evaluating")
         text = Text(f"{self.count('done')} of {len(self.rows)} trials done, {running} running, ")
-        text.append(f"{self.count('waiting')} waiting")
-        if self.count("waiting") and self.waits_for and not self._interactive:
+        waiting = self.count("waiting", "trained")
+        text.append(f"{waiting} waiting")
+        if waiting and self.waits_for and not self._interactive:
             text.append(f" {self.waits_for}")
         if self.count("elsewhere"):
             text.append(f", {self.count('elsewhere')} left to other runs")
@@ -159,7 +167,7 @@ class Progress:
             loss = "" if row.loss is None else f"{row.loss:.3f}"
             top1 = "" if row.online_top1 is None else f"{row.online_top1:.1f} %"
             table.add_row(Text(row.label), str(row.seed), bar, epoch, loss, top1)
-        waiting = self.count("waiting")
+        waiting = self.count("waiting", "trained")
         why = (
             f"waiting: {waiting}, {self.waits_for or f'as {self.at_once} fit side by side'}"
             if waiting

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from orchestrator.cluster import trials_at_once
 from orchestrator.errors import CapacityError
 from orchestrator.packing import Node
-from orchestrator.plan import Job
 from orchestrator.progress import duration
+from orchestrator.spec import Resources
 
 SAY_AFTER, LOOK_EVERY = 30.0, 30.0
 GIVE_UP_AFTER = 900.0
@@ -20,7 +20,6 @@ class RoomWatch:
     """Asked at each turn of the scheduler; looks at the cluster only while trials wait and none runs.
 
     Args:
-        jobs: by trial.
         nodes: what the cluster has now.
         say: told in a sentence, once for each wait and each state of the cluster.
 
@@ -28,24 +27,22 @@ class RoomWatch:
         problem: why the run was ended.
     """
 
-    def __init__(
-        self, jobs: dict[str, Job], nodes: Callable[[], list[Node]], say: Callable[[str], None]
-    ) -> None:
-        self._jobs, self._nodes, self._say = jobs, nodes, say
+    def __init__(self, nodes: Callable[[], list[Node]], say: Callable[[str], None]) -> None:
+        self._nodes, self._say = nodes, say
         self._waiting_since: float | None = None
         self._looked = self._could_run = 0.0
         self._said = ""
         self.problem: CapacityError | None = None
 
-    def look(self, waiting: Iterable[str], running: bool) -> None:
-        """Args: waiting: trials that are not started.
+    def look(self, waiting: Iterable[Resources], running: bool) -> None:
+        """Args: waiting: what trials need that are not started.
 
         Raises:
             CapacityError: none of them fits any node, and for long.
         """
         now = time.monotonic()
-        trials = [] if running else list(waiting)
-        if not trials:
+        footprints = set() if running else set(waiting)
+        if not footprints:
             self._waiting_since, self._said = None, ""
             return
         if self._waiting_since is None:
@@ -54,7 +51,7 @@ class RoomWatch:
             return
         self._looked = now
         nodes = self._nodes()
-        if impossible := self._impossible(trials, nodes):
+        if impossible := _impossible(footprints, nodes):
             self._tell(f"{impossible}; waiting {duration(GIVE_UP_AFTER)} for nodes that fit")
             if now - self._could_run > GIVE_UP_AFTER:
                 self.problem = CapacityError(f"{impossible}; no such node in {duration(GIVE_UP_AFTER)}")
@@ -63,19 +60,20 @@ class RoomWatch:
         self._could_run = now
         self._tell("waiting for room: the cluster would fit a trial, and others occupy it")
 
-    def _impossible(self, trials: list[str], nodes: list[Node]) -> CapacityError | None:
-        """Why not one of the trials fits."""
-        problem = None
-        for footprint in {self._jobs[trial].footprint for trial in trials}:
-            try:
-                trials_at_once(nodes, footprint, 1)
-            except CapacityError as error:
-                problem = error
-            else:
-                return None
-        return problem
-
     def _tell(self, sentence: str) -> None:
         if sentence != self._said:
             self._said = sentence
             self._say(sentence)
+
+
+def _impossible(footprints: set[Resources], nodes: list[Node]) -> CapacityError | None:
+    """Why not one of them fits."""
+    problem = None
+    for footprint in footprints:
+        try:
+            trials_at_once(nodes, footprint, 1)
+        except CapacityError as error:
+            problem = error
+        else:
+            return None
+    return problem

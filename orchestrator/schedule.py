@@ -34,7 +34,7 @@ from orchestrator.scratch import for_ray, scratch
 from orchestrator.sharing import shared_data
 from orchestrator.spec import Executor, Resources
 from orchestrator.store import Store
-from orchestrator.trainable import Assignment, assigned, driver_resources, place_of, run_job
+from orchestrator.trainable import TRAINED, TRIAL, Assignment, assigned, driver_resources, place_of, run_job
 from trainers.files import remove_folder
 
 if TYPE_CHECKING:
@@ -129,21 +129,26 @@ def _one_round(
 
     name = f"tune-{uuid.uuid4().hex[:8]}"
     held: list[str] = []
-    room = RoomWatch({trial: one.job for trial, one in assignments.items()}, nodes_now, progress.say)
+    room = RoomWatch(nodes_now, progress.say)
     footprints = {trial: one.job.footprint for trial, one in assignments.items()}
-    queue = LargestFirst(footprints, nodes_now, max_concurrent, room)
+    later = {
+        trial: one.job.resources.evaluation
+        for trial, one in assignments.items()
+        if one.holds is None and one.job.evaluations
+    }
+    queue = LargestFirst(footprints, later, nodes_now, max_concurrent, room)
     trainable = tune.with_parameters(run_job, assignments=assignments)
     jobs = [assignment.job for assignment in assignments.values()]
     tuner = tune.Tuner(
-        tune.with_resources(trainable, lambda config: driver_resources(assignments[config["trial"]])),
+        tune.with_resources(trainable, partial(driver_resources, assignments=assignments)),
         tune_config=tune.TuneConfig(
             # The next trial finds torch imported: seconds saved each. Not on accelerators, where one
             # trial's device error would stay in the process for all that follow.
             reuse_actors=not any(job.resources.gpus_per_worker for job in jobs),
             search_alg=queue,
-            num_samples=len(jobs),
+            num_samples=len(jobs) + len(later),
             trial_name_creator=_trial_name,
-            trial_dirname_creator=_trial_name,
+            trial_dirname_creator=lambda trial: "-".join(map(str, trial.config.values())),
         ),
         run_config=tune.RunConfig(
             name=name,
@@ -195,7 +200,7 @@ def _end_remotely(root: str, key: str, holder: Holder) -> None:
 
 
 def _trial_name(trial: Any) -> str:
-    return str(trial.config["trial"])
+    return str(trial.config[TRIAL])
 
 
 def _follow(
@@ -220,8 +225,8 @@ def _follow(
             return {}  # Tune pickles its callbacks to restore them later; this one lives with its screen
 
         def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-            waiting = [_trial_name(trial) for trial in trials if trial.status == "PENDING"]
-            waiting += self.queue.waiting
+            waiting = [self.queue.needs(trial.trial_id) for trial in trials if trial.status == "PENDING"]
+            waiting += self.queue.waiting.values()
             self.progress.waits_for = self.queue.reason
             self.room.look(waiting, running=any(trial.status == "RUNNING" for trial in trials))
 
@@ -239,6 +244,8 @@ def _follow(
             if "held" in result:
                 self.progress.hold(name, result["held"])
                 self.held(name)
+            elif TRAINED in result:
+                self.progress.trained(name)
             elif "stopped" not in result:
                 self.finished(name, result.get("error"))
 

@@ -46,6 +46,7 @@ from trainers.files import (
     write_atomically,
 )
 from trainers.locations import is_local
+from trainers.node_cache import cache_folder
 
 ARRAYS = "arrays.npz"
 RECORD = "record.json"
@@ -111,8 +112,7 @@ class Store(UntrustedFolder):
         """Where a database can lie: the store itself, or, where that is at a URL, a folder of the user's cache."""
         if is_local(self.root):
             return self.root
-        cache = Path(os.environ.get("ABLATE_CACHE") or Path.home() / ".cache" / "ablate")
-        return cache / "stores" / hashlib.sha256(str(self.root).encode()).hexdigest()[:16]
+        return cache_folder() / "stores" / hashlib.sha256(str(self.root).encode()).hexdigest()[:16]
 
     def trial_directory(self, key: str) -> Path:
         return self.inside(self.root / "trials" / _checked(key))

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.failures import failure
-from orchestrator.gangs import cause, measure, train_gang
+from orchestrator.gangs import cause, train_gang
 from orchestrator.hangs import HUNG
 from orchestrator.leases import Fence, Holder, Lease, LeaseLost, Leases, run_folder
 from orchestrator.plan import Job
@@ -21,8 +21,10 @@ from orchestrator.store import Store
 if TYPE_CHECKING:
     import torch
 
-PHASE, EVALUATION = "phase", "evaluation"
-"""What a trial reports once its gang is gone and it is only measured."""
+TRIAL, PART, EVALUATION = "trial", "part", "evaluation"
+"""Of Tune's configuration: the trial, and which part of it; without, all that its process does."""
+TRAINED = "trained"
+"""What a trial's result says when its gang is done: it is measured by another process, with a footprint of its own."""
 _START = "its start"
 
 
@@ -49,7 +51,11 @@ class Assignment:
 def assigned(
     job: Job, recipe: str, store: Store, executor: Executor, run: str, data: SharedData | None = None
 ) -> Assignment:
-    """A job with its executor: a gang needs Ray Train, and so does what is measured with less than it trains with."""
+    """A job with its executor.
+
+    A gang needs Ray Train, and so does what is trained with other resources than it is measured with: its accelerators
+    go to the next training, while a process of its own measures.
+    """
     alone = job.resources.workers == 1 and _accelerators_and_cpus(job.resources) == _accelerators_and_cpus(
         job.resources.evaluation
     )
@@ -66,8 +72,17 @@ def _accelerators_and_cpus(footprint: Resources) -> tuple[float, int]:
     return footprint.gpus_per_worker, footprint.cpus_per_worker
 
 
-def driver_resources(assignment: Assignment) -> dict[str, float]:
-    """What the Tune trial itself holds. Train's workers have a placement group of their own."""
+def part_of(config: dict[str, Any], assignments: dict[str, Assignment]) -> Assignment:
+    """What one of Tune's trials is to do."""
+    assignment = assignments[config[TRIAL]]
+    if config.get(PART) != EVALUATION:
+        return assignment
+    return replace(assignment, executor="inline", holds=assignment.job.resources.evaluation)
+
+
+def driver_resources(config: dict[str, Any], assignments: dict[str, Assignment]) -> dict[str, float]:
+    """What a Tune trial itself holds. Train's workers have a placement group of their own."""
+    assignment = part_of(config, assignments)
     if assignment.holds is None:
         # Nothing at all is refused, and any share of a CPU would keep the last workers from fitting.
         return {"memory": 1.0}
@@ -78,10 +93,10 @@ def run_job(config: dict[str, Any], assignments: dict[str, Assignment]) -> dict[
     """Train if needed, then evaluate. Errors of the work end in the store, not in Tune.
 
     Returns:
-        `error` (None: all is done), `held` (by whom else) or `stopped`.
+        `error` (None: all is done), `held` (by whom else), `stopped`, or `trained`: it is to be measured yet.
     """
     gc.collect()  # the traceback of a trial that failed in this process holds its tensors in a cycle
-    assignment = assignments[config["trial"]]
+    assignment = part_of(config, assignments)
     store, trial = Store(assignment.store), assignment.job.trial
     before = store.trial_failure(trial)
     if before and before.get("type") == HUNG and before.get("run") == assignment.run:
@@ -100,6 +115,10 @@ def run_job(config: dict[str, Any], assignments: dict[str, Assignment]) -> dict[
     with lease:
         try:
             job = still_missing(assignment.job, store)
+            if assignment.holds is None:
+                if job.train:
+                    _train_gang(replace(assignment, job=job), store, lease.fence)
+                return {TRAINED: True} if job.evaluations else {"error": None}
             _work(replace(assignment, job=job), store, lease.fence)
         except Exception as error:
             return _ended(error, store, leases, trial)
@@ -148,30 +167,33 @@ def still_missing(job: Job, store: Store) -> Job:
     return replace(job, train=not done, evaluations=evaluations)
 
 
+def _train_gang(assignment: Assignment, store: Store, fence: Fence) -> None:
+    folder = run_folder(store.root, assignment.run)
+    train_gang(assignment.job, assignment.recipe, store, fence, folder, assignment.data)
+
+
 def _work(assignment: Assignment, store: Store, fence: Fence) -> None:
+    """What is left to do of a job, in this process."""
     from ray import tune
 
     from orchestrator import work
 
-    job, recipe, holds = assignment.job, assignment.recipe, assignment.holds
+    job, holds = assignment.job, assignment.holds
+    assert holds is not None
     if job.is_toy:
         if job.train:
             work.train_toys(job, store, fence, tune.report)
         return
-    if holds is None:
-        if job.train:
-            train_gang(job, recipe, store, fence, run_folder(store.root, assignment.run), assignment.data)
-        if job.evaluations:
-            tune.report({PHASE: EVALUATION})
-            measure(job, store, fence, assignment.data)
-        return
     device, dataset = _device(holds), dataset_in_place(assignment.data, partial(store.note, job.trial))
     if job.train and holds != job.resources:  # it was to be measured only, and its model was found damaged
-        train_gang(job, recipe, store, fence, run_folder(store.root, assignment.run), assignment.data)
+        _train_gang(assignment, store, fence)
     elif job.train:
-        work.train_trial(job, recipe, store, fence, "inline", {"device": device}, tune.report, dataset)
+        work.train_trial(
+            job, assignment.recipe, store, fence, "inline", {"device": device}, tune.report, dataset
+        )
     if job.evaluations:
-        work.evaluate_trial(replace(job, resources=holds), store, fence, "inline", device, dataset)
+        measured = replace(job, resources=holds)
+        work.evaluate_trial(measured, store, fence, assignment.executor, device, dataset)
 
 
 def _device(footprint: Resources) -> torch.device:

@@ -5,6 +5,7 @@ Both executors call the same two functions; only the TrialContext differs.
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import time
@@ -233,6 +234,9 @@ def environment(executor: str, job: Job, device: torch.device) -> dict[str, Any]
     return {
         "executor": executor,
         "workers": job.resources.workers,
+        "workers_beside": int(
+            os.environ.get("LOCAL_WORLD_SIZE", "1")
+        ),  # on rank 0's machine; as torch's launchers tell
         "cpus_per_worker": job.resources.cpus_per_worker,
         "gpus_per_worker": job.resources.gpus_per_worker,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

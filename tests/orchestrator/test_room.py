@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
 from orchestrator import room
@@ -13,10 +10,7 @@ from orchestrator.errors import CapacityError
 from orchestrator.room import RoomWatch
 from orchestrator.spec import Resources
 
-JOBS: Any = {
-    "small": SimpleNamespace(footprint=Resources()),
-    "large": SimpleNamespace(footprint=Resources(cpus_per_worker=4)),
-}
+NEEDS = {"small": Resources(), "large": Resources(cpus_per_worker=4)}
 
 
 class Watched:
@@ -26,12 +20,12 @@ class Watched:
         self.now, self.nodes = 1000.0, [Node(2, 0)]
         self.said: list[str] = []
         monkeypatch.setattr(room.time, "monotonic", lambda: self.now)
-        self.watch = RoomWatch(JOBS, lambda: self.nodes, self.said.append)
+        self.watch = RoomWatch(lambda: self.nodes, self.said.append)
 
     def wait(self, seconds: float, *waiting: str, running: bool = False) -> None:
         for _ in range(round(seconds / 10)):
             self.now += 10
-            self.watch.look(waiting, running)
+            self.watch.look([NEEDS[name] for name in waiting], running)
 
 
 @pytest.fixture

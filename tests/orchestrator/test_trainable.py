@@ -14,6 +14,7 @@ import pytest
 from orchestrator import leases as leases_module
 from orchestrator import trainable
 from orchestrator.leases import Fence, Holder, Lease, Leases
+from orchestrator.spec import Resources
 from orchestrator.store import Store
 
 KEY, RUN, OTHER = "0123456789abcdef0123", "aaaaaaaa", "bbbbbbbb"
@@ -38,7 +39,9 @@ def test_what_a_failed_trial_held_is_free_when_the_next_begins_in_its_process(
     monkeypatch.setattr(trainable, "still_missing", lambda job, store: job)
     Store(tmp_path).prepare()
     job = SimpleNamespace(trial="0" * 20)
-    assignments = {job.trial: trainable.Assignment(job, "digits", str(tmp_path), "inline", "f" * 8)}
+    assignments = {
+        job.trial: trainable.Assignment(job, "digits", str(tmp_path), "inline", "f" * 8, Resources())
+    }
     gc.disable()  # so that nothing else frees it
     try:
         for _ in range(2):
