@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
 from orchestrator import cluster, preflight
+from orchestrator.autoscaling import autoscales, nodes_for
 from orchestrator.delivery import tracked_beside
-from orchestrator.errors import AblateError
+from orchestrator.errors import AblateError, CapacityError
 from orchestrator.mlflow_access import is_remote
 from orchestrator.plan import Job, Plan, estimate, jobs
 from orchestrator.progress import Progress, duration
@@ -50,9 +52,13 @@ def launch(
     if missing:
         train = sum(job.train for job in missing)
         console.print(f"{train} to train, {len(missing) - train} to evaluate only; starting Ray")
-        with cluster.connected(address) as nodes:
+        local = address == "local"  # which nothing makes grow
+        with (
+            cluster.connected(address) as there,
+            nullcontext(there) if local else nodes_for(missing, max_concurrent, there, say) as nodes,
+        ):
             missing = with_threads(missing, nodes)
-            if address != "local":  # where this process has looked itself
+            if not local:  # where this process has looked itself
                 looked = preflight.check(missing, nodes, store, executor, tracking_uri, say)
                 preflight.show(console, looked)
                 preflight.refuse(looked)
@@ -93,12 +99,23 @@ def check_cluster(
     ]
     with cluster.connected(address) as nodes:
         looked = preflight.check(
-            everything, nodes, store, executor, tracking_uri, lambda text: console.print(Text(text, "yellow"))
+            everything,
+            nodes,
+            store,
+            executor,
+            tracking_uri,
+            lambda text: console.print(Text(text, "yellow"), soft_wrap=True),
         )
         preflight.show(console, looked)
         preflight.refuse(looked)
-        at_once = concurrency(everything, nodes, None)
-    console.print(f"{at_once} trial{'s' if at_once > 1 else ''} at once")
+        try:
+            at_once = concurrency(everything, nodes, None)
+            console.print(f"{at_once} trial{'s' if at_once > 1 else ''} at once")
+        except CapacityError as error:
+            if not autoscales():
+                raise
+            told = f"{error}; `ablate run` asks the cluster's autoscaler for nodes, and waits for them"
+            console.print(Text(told, "yellow"), soft_wrap=True)
     return looked
 
 

@@ -96,7 +96,7 @@ def free_port() -> int:
 
 @contextmanager
 def standing_head(
-    folder: Path, *options: str, cpus: int = 2, alone: bool = True, **changes: str
+    folder: Path, *options: str, cpus: int = 2, alone: bool = True, port: int | None = None, **changes: str
 ) -> Iterator[Head]:
     """Args:
     alone: no other nodes join it.
@@ -121,7 +121,7 @@ def standing_head(
     }
     short = tempfile.mkdtemp(prefix="ray-")  # sockets lie below, whose paths may have 107 characters
     head = Head(Path(short), code, environment, free_port())
-    port = free_port()
+    port = port or free_port()
     head.address = f"127.0.0.1:{port}"
     try:
         page = ("--dashboard-host", "127.0.0.1", "--dashboard-port", str(head.page))
