@@ -49,6 +49,7 @@ class Progress:
         spectra: one entry per finished epoch, as `trainers.collapse` measures them; on rank 0.
         seconds: spent on the unfinished epoch.
         partial: what the unfinished epoch has summed up so far; empty between epochs.
+        workers: that trained up to here; 0: not known.
     """
 
     epoch: int = 0
@@ -58,6 +59,7 @@ class Progress:
     spectra: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     partial: dict[str, Tensor] = field(default_factory=dict)
+    workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def snapshot(
         "corrupt": list(progress.corrupt),
         "spectra": list(progress.spectra),
         "seconds": progress.seconds,
+        "workers": progress.workers,
         "optimizer_scalars": scalars,
         "scaler": scaler.state_dict(),
     }
@@ -285,6 +288,7 @@ def _put_back(
         position["spectra"],
         position["seconds"],
         _under("partial.", tensors),
+        position.get("workers", 0),
     )
 
 

@@ -172,6 +172,7 @@ def train(config: TrialConfig, context: TrialContext, dataset: Dataset | None = 
     scaler = torch.amp.GradScaler(context.device.type, enabled=config.precision == "fp16")
     trial = config.model_dump(mode="json")
     progress = _resume(states, model, optimizer, scaler, context)
+    progress.workers = context.world_size
     writer = StateWriter(states, context.guard)
     parallel = _parallelise(model, context)
     cast = partial(autocast, config.precision, context.device)
@@ -334,6 +335,11 @@ def _resume(
     """Every rank goes on from the state that rank 0 chose."""
     if context.rank == 0:
         progress = checkpoint.load_state(states, model, optimizer, scaler, context.note)
+        if progress.workers not in (0, context.world_size):
+            context.note(
+                f"from step {progress.step} on with {context.world_size} worker(s), before with {progress.workers}; "
+                "the global batch is the same"
+            )
         from_rank_0(progress.step, context.device)
         return progress
     step = from_rank_0(None, context.device)

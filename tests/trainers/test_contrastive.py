@@ -236,7 +236,10 @@ def test_a_training_stopped_within_an_epoch_ends_as_if_nothing_had_happened(
 def test_a_state_of_two_ranks_goes_on_alone(tmp_path: Path) -> None:
     config = tiny_trial(precision="float64")
     run_ranks(_stop_once, 2, tmp_path / "resumed", config)
-    trained(tmp_path / "resumed", config)
+    notes: list[str] = []
+    train(config, TrialContext(directory=tmp_path / "resumed", note=notes.append))
+    assert len(notes) == 1
+    assert "on with 1 worker(s), before with 2; the global batch is the same" in notes[0]
     trained(tmp_path / "undisturbed", config)
     (a, undisturbed), (b, resumed) = (left_in(tmp_path / folder) for folder in ("undisturbed", "resumed"))
     for one, two in zip(undisturbed, resumed, strict=True):
