@@ -223,7 +223,10 @@ def test_a_laptop_reads_the_shared_store_and_the_remote_tracking(head: Head, stu
         ({"store": "ablations"}, "takes what all nodes see: a folder by its absolute path, or s3://"),
         ({"store": "s3://me:secret@bucket/x"}, "takes one without"),
         ({"tracking": "sqlite:///runs.db"}, "takes a server that the head reaches"),
-        ({"sets": ("data={kind: cifar10, root: here}",)}, "takes a folder that all nodes see"),
+        (
+            {"sets": ("data={kind: cifar10, root: here, image_size: 32}",)},
+            "takes a folder that all nodes see",
+        ),
     ],
 )
 def test_what_no_cluster_sees_is_refused_before_anything_is_sent(changes: dict[str, str], takes: str) -> None:
