@@ -1,8 +1,8 @@
-"""Asks the cluster's autoscaler for the nodes that trials need, and waits for the first.
+"""Asks the cluster's autoscaler for the nodes that trials need, and waits for them.
 
 Ray tells nowhere which types of nodes an autoscaler knows, so that nobody can say beforehand whether one will fit. And
 trials that are kept back until they fit are no demand that an autoscaler would see. So the demand is stated, and where
-no node fits a trial it is waited for as long as for nodes that went; only then is the cluster said never to fit it.
+no node fits a trial one is waited for, as long as for nodes that went; only then is the cluster said never to fit it.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def autoscales() -> bool:
 def nodes_for(
     jobs: Sequence[Job], limit: int | None, nodes: list[Node], say: Callable[[str], None]
 ) -> Iterator[list[Node]]:
-    """The cluster's nodes, once one of the jobs fits if an autoscaler can bring that about.
+    """The cluster's nodes, once each of the jobs fits by itself if an autoscaler can bring that about.
 
     What all jobs need, or as many as may run at once, is asked for until the end: nodes start within the autoscaler's
     bounds, and idle ones go after it.
 
     Raises:
-        CapacityError: no job fits, and no autoscaler brought a node for one.
+        CapacityError: one fits nowhere, and the autoscaler brought no node for it.
     """
     if not autoscales():
         yield nodes
@@ -62,7 +62,7 @@ def nodes_for(
     footprints = [job.footprint for job in jobs]
     request_resources(bundles=[bundle for footprint in footprints[:limit] for bundle in _bundles(footprint)])
     try:
-        yield _once_one_fits(set(footprints), nodes, say)
+        yield _once_all_fit(set(footprints), nodes, say)
     finally:
         request_resources(bundles=[])
 
@@ -72,7 +72,7 @@ def _bundles(footprint: Resources) -> list[dict[str, float]]:
     return [{name: amount for name, amount in worker.items() if amount}] * footprint.workers
 
 
-def _once_one_fits(footprints: set[Resources], nodes: list[Node], say: Callable[[str], None]) -> list[Node]:
+def _once_all_fit(footprints: set[Resources], nodes: list[Node], say: Callable[[str], None]) -> list[Node]:
     began, told = time.monotonic(), False
     while problem := _impossible(footprints, nodes):
         if not told:
