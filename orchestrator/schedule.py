@@ -34,7 +34,17 @@ from orchestrator.scratch import for_ray, scratch
 from orchestrator.sharing import shared_data
 from orchestrator.spec import Executor, Resources
 from orchestrator.store import Store
-from orchestrator.trainable import TRAINED, TRIAL, Assignment, assigned, driver_resources, place_of, run_job
+from orchestrator.trainable import (
+    EVALUATION,
+    PART,
+    TRAINED,
+    TRIAL,
+    Assignment,
+    assigned,
+    driver_resources,
+    place_of,
+    run_job,
+)
 from trainers.files import remove_folder
 
 if TYPE_CHECKING:
@@ -138,15 +148,15 @@ def _one_round(
     }
     queue = LargestFirst(footprints, later, nodes_now, max_concurrent, room)
     trainable = tune.with_parameters(run_job, assignments=assignments)
-    jobs = [assignment.job for assignment in assignments.values()]
     tuner = tune.Tuner(
         tune.with_resources(trainable, partial(driver_resources, assignments=assignments)),
         tune_config=tune.TuneConfig(
-            # The next trial finds torch imported: seconds saved each. Not on accelerators, where one
-            # trial's device error would stay in the process for all that follow.
-            reuse_actors=not any(job.resources.gpus_per_worker for job in jobs),
+            # The next trial finds torch imported: seconds saved each. Not on accelerators, where one trial's
+            # device error would stay in the process for all that follow; nor where footprints differ: an idle
+            # process that waits for a trial of its own footprint would keep the room that another needs.
+            reuse_actors=_alike(assignments),
             search_alg=queue,
-            num_samples=len(jobs) + len(later),
+            num_samples=len(assignments) + len(later),
             trial_name_creator=_trial_name,
             trial_dirname_creator=lambda trial: "-".join(map(str, trial.config.values())),
         ),
@@ -171,6 +181,17 @@ def _one_round(
     finally:
         remove_folder(folder / name)
     return held
+
+
+def _alike(assignments: dict[str, Assignment]) -> bool:
+    """Whether all processes that Tune starts take the same, and no accelerator."""
+    taken = {
+        tuple(sorted(driver_resources(config, assignments).items()))
+        for trial, one in assignments.items()
+        for config in ({TRIAL: trial}, {TRIAL: trial, PART: EVALUATION})
+        if PART not in config or (one.holds is None and one.job.evaluations)
+    }
+    return len(taken) == 1 and not any(name == "GPU" and amount for one in taken for name, amount in one)
 
 
 def _await_others(assignments: dict[str, Assignment], leases: Leases, progress: Progress) -> None:

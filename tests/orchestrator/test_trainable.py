@@ -14,6 +14,9 @@ import pytest
 from orchestrator import leases as leases_module
 from orchestrator import trainable
 from orchestrator.leases import Fence, Holder, Lease, Leases
+from orchestrator.library import load_recipe
+from orchestrator.plan import Job
+from orchestrator.schedule import _alike
 from orchestrator.spec import Resources
 from orchestrator.store import Store
 
@@ -84,3 +87,31 @@ def test_another_run_is_not_waited_for_and_a_stop_ends_the_wait(
     threading.Timer(0.5, mine.request_stop).start()
     assert isinstance(trainable._acquire(mine, KEY), Holder)
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("resources", "executor", "alike"),
+    [
+        ([Resources(), Resources()], "auto", True),
+        ([Resources(), Resources(cpus_per_worker=2)], "auto", False),
+        (
+            [Resources(workers=2), Resources(workers=2)],
+            "auto",
+            False,
+        ),  # the gang's, and that of what measures it
+        ([Resources(gpus_per_worker=0.5)], "auto", False),
+        ([Resources(evaluation_cpus=2)], "auto", False),
+    ],
+)
+def test_processes_are_kept_for_the_next_trial_only_where_all_are_alike(
+    resources: list[Resources], executor: str, alike: bool, tmp_path: Path
+) -> None:
+    """An idle one would keep the room that another footprint waits for, without an end."""
+    config = load_recipe("digits").recipe.trial(seed=0)
+    knn = load_recipe("digits").recipe.evaluation("knn")
+    jobs = [
+        Job(str(n) * 20, config, True, {"e" * 20: knn}, footprint, "x")
+        for n, footprint in enumerate(resources)
+    ]
+    made = {job.trial: trainable.assigned(job, "digits", Store(tmp_path), executor, "f" * 8) for job in jobs}
+    assert _alike(made) == alike
