@@ -35,6 +35,7 @@ from orchestrator.plan import Plan
 from orchestrator.progress import duration
 from orchestrator.redaction import redacted
 from orchestrator.software import commit
+from trainers.locations import is_url
 
 MLFLOW_CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 _SENT = "sent"
@@ -42,7 +43,6 @@ _SENT = "sent"
 _CREDENTIALS = "tracking.sh"
 
 _ADDRESS = re.compile(r"https?://[^\s/?#]+/?")
-_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 _CONNECT_SECONDS, _ANSWER_SECONDS = 10.0, 60.0
 _SILENT_SECONDS = 60.0
 """Without a line of a job's log, after which the job is looked at: a connection may break off unnoticed."""
@@ -120,7 +120,7 @@ def refuse_what_no_cluster_sees(asked: Asked, plan: Plan, address: str, tracking
             f"--address: got {address!r}, takes the page of the cluster's head, such as http://head:8265 "
             "(`ablate run` takes host:port)"
         )
-    if not os.path.isabs(asked.store) and not _URL.match(asked.store):
+    if not os.path.isabs(asked.store) and not is_url(asked.store):
         raise SpecError(
             f"--store: got {asked.store!r}, which is on this machine; takes what all nodes see: a folder by its "
             "absolute path, or s3://bucket/folder"
@@ -130,7 +130,7 @@ def refuse_what_no_cluster_sees(asked: Asked, plan: Plan, address: str, tracking
             "--store: got a URL with credentials in it; takes one without: the cluster has its own"
         )
     root = plan.recipe.data.root
-    if root is not None and not root.startswith(("/", "~")) and not _URL.match(root):
+    if root is not None and not root.startswith(("/", "~")) and not is_url(root):
         raise SpecError(f"data.root: got {root!r}, takes a folder that all nodes see, by its absolute path")
     if tracking_uri and re.match(r"sqlite(\+\w+)?:///(?!/)", tracking_uri):
         raise SpecError(

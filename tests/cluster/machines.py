@@ -73,7 +73,9 @@ class Network:
         self.subnet = f"10.77.{secrets.randbelow(250) + 1}"
         self.machines: dict[str, Machine] = {}
         self.token = secrets.token_hex(32)
-        self.code = folder / "code"  # a copy, so that nobody's editor changes what is sent between two commands
+        self.code = (
+            folder / "code"
+        )  # a copy, so that nobody's editor changes what is sent between two commands
         for package in ("orchestrator", "trainers", "studies"):
             shutil.copytree(ROOT / package, self.code / package, ignore=shutil.ignore_patterns("__pycache__"))
 
