@@ -5,8 +5,9 @@
 Real Ray nodes (a raylet each), the real queue, Tune, leases, records and, for gangs, Ray Train; only what a trial does
 is replaced by a sleep, and its footprint is of CPUs that these nodes claim to have. Told are
 
-- utilisation: what all trials occupied, over what the cluster had from the first start to the last end; and the same of
-  the bound: a scheduler without any overhead that starts the same trials in the same order on the same nodes;
+- utilisation: of what the cluster had from the first start to the last end, the share that trials held, the start of
+  their processes included, and the share in which they slept, as if they trained; and the same of the bound: a scheduler
+  without any overhead that starts the same trials in the same order on the same nodes;
 - overhead: how much longer a trial held its room than it slept, of the first trials and of the last, without the first
   of each process, which waits for Python to start.
 
@@ -155,6 +156,10 @@ def main() -> None:
 
     first, last = min(begun for begun, _ in times.values()), max(ended for _, ended in times.values())
     took = last - first
+    held = sum(
+        job.resources.workers * job.resources.cpus_per_worker * (times[job.trial][1] - times[job.trial][0])
+        for job in jobs
+    )
     capacity = asked.nodes * asked.cpus
     order = sorted(
         (trial for trial in times if job_of(jobs, trial).resources.workers == 1), key=lambda t: times[t][0]
@@ -172,7 +177,8 @@ def main() -> None:
         "CPUs of a node": asked.cpus,
         "seconds": round(took, 1),
         "seconds of the bound": round(ideal, 1),
-        "utilisation": round(occupied / took / capacity, 4),
+        "utilisation, held": round(held / took / capacity, 4),
+        "utilisation, asleep": round(occupied / took / capacity, 4),
         "utilisation of the bound": round(occupied / ideal / capacity, 4),
         "of the bound": round(ideal / took, 4),
         "overhead of a trial, s, median of the first fifth": round(statistics.median(over[:fifth]), 3),

@@ -140,13 +140,21 @@ def jobs(plan: Plan, store: Store) -> list[Job]:
     of_trial: dict[str, dict[str, EvaluationConfig]] = {key: {} for key in plan.trials}
     for evaluation, (trial, protocol) in plan.evaluations.items():
         of_trial[trial][evaluation] = protocol
+
+    def is_trained(key: str) -> bool:
+        toy = isinstance(plan.trials[key], ToyRun)
+        return store.trial_record(key) is not None and (not toy or store.has_arrays(key))
+
+    trained = dict(zip(plan.trials, store.each(is_trained, plan.trials), strict=True))
+    wanted = [evaluation for evaluation, (trial, _) in plan.evaluations.items() if trained[trial]]
+    measured = dict(zip(wanted, store.each(store.evaluation_record, wanted), strict=True))
     missing = []
     for key, config in sorted(plan.trials.items(), key=lambda item: item[1].seed):
-        train = store.trial_record(key) is None or (isinstance(config, ToyRun) and not store.has_arrays(key))
+        train = not trained[key]
         evaluations = {
             evaluation: protocol
             for evaluation, protocol in of_trial[key].items()
-            if train or store.evaluation_record(evaluation) is None
+            if measured.get(evaluation) is None
         }
         if train or evaluations:
             missing.append(

@@ -20,11 +20,12 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -55,6 +56,8 @@ _WEIGHTS = f"checkpoints/{MODEL}"
 _SEALED = (ARRAYS, HISTORY, SPECTRA, _WEIGHTS)
 """Files whose checksums a record keeps, where they exist."""
 Guard = Callable[[], None]
+_Read = TypeVar("_Read")
+_AT_ONCE = 32
 _Version = tuple[int, object]
 """A file's size, and what changes when it is written anew."""
 _KEY = re.compile(r"[0-9a-f]{20}")
@@ -108,6 +111,11 @@ class Store(UntrustedFolder):
     # --- places ---
 
     @property
+    def is_remote(self) -> bool:
+        """Whether it is at a URL."""
+        return not is_local(self.root)
+
+    @property
     def on_this_machine(self) -> Path:
         """Where a database can lie: the store itself, or, where that is at a URL, a folder of the user's cache."""
         if is_local(self.root):
@@ -122,6 +130,13 @@ class Store(UntrustedFolder):
 
     def report_directory(self, study_at_recipe: str) -> Path:
         return self.inside(self.root / "studies" / study_at_recipe / "report")
+
+    def each(self, read: Callable[[str], _Read], keys: Iterable[str]) -> list[_Read]:
+        """What is read of each key, in their order; of a store at a URL many at once: each takes some round trips."""
+        if is_local(self.root):
+            return [read(key) for key in keys]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            return list(pool.map(read, keys))
 
     # --- trials ---
 

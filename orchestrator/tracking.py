@@ -109,6 +109,7 @@ class Tracker:
         with _one_writer(self.store):
             # read under the lock, so that no older state is written over a newer one
             records = Snapshot(self.store)
+            records.bring(plan.trials, plan.evaluations)
             report = make_report(plan, study, records)
             top = parent(report, figures=final or not report.missing)
             below = children(plan, study, records, self.store.trial_directory)

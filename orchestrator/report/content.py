@@ -105,6 +105,7 @@ def make_report(plan: Plan, study: StudyPlan, records: Records, tracking: str | 
         tracking: MLflow's URI, for the line that says where the runs are; the numbers don't depend on it.
     """
     records = Snapshot(records)
+    records.bring(plan.trials, plan.evaluations)
     cells = cells_frame(study, records)
     missing = holes(study, records)
     return Report(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,6 +53,13 @@ class Snapshot:
         self.evaluation_arrays = functools.cache(self._evaluation_arrays)
         self.trial_arrays = functools.cache(self._trial_arrays)
         self.history = functools.cache(self._history)
+
+    def bring(self, trials: Iterable[str], evaluations: Iterable[str]) -> None:
+        """Read what reports are made of beforehand, from a store at a URL, where many are read as soon as one."""
+        if getattr(self._records, "is_remote", False):
+            each = self._records.each  # type: ignore[attr-defined]
+            each(lambda key: (self.history(key), self.trial_failure(key)), trials)
+            each(lambda key: (self.evaluation_record(key), self.evaluation_arrays(key)), evaluations)
 
     def _evaluation_arrays(self, key: str) -> Arrays | None:
         return self._records.evaluation_arrays(key) if self.evaluation_record(key) else None
