@@ -6,7 +6,7 @@ Real Ray nodes (a raylet each), the real queue, Tune, leases, records and, for g
 is replaced by a sleep, and its footprint is of CPUs that these nodes claim to have. Told are
 
 - utilisation: of what the cluster had from the first start to the last end, the share that trials held, the start of
-  their processes included, and the share in which they slept, as if they trained; and the same of the bound: a scheduler
+  their processes included, and the share in which they slept; and the same of the bound: a scheduler
   without any overhead that starts the same trials in the same order on the same nodes;
 - overhead: how much longer a trial held its room than it slept, of the first trials and of the last, without the first
   of each process, which waits for Python to start.

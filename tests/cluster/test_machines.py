@@ -135,7 +135,9 @@ def test_four_workers_on_two_machines_equal_four_on_one(net: Network) -> None:
 
 
 @pytest.mark.usefixtures("keys")
-def test_a_machine_that_goes_takes_no_trial_with_it_and_one_that_comes_is_used(net: Network) -> None:
+def test_a_machine_that_goes_takes_no_trial_with_it_and_one_that_comes_is_used(
+    net: Network, tmp_path: Path
+) -> None:
     done = net.ablate(
         "submit", "table2", "--seeds", "0", "--set", "epochs=30", "--address", net.page, "--no-follow", "--json",
         "--store", f"s3://{BUCKET}/moving", "--tracking-uri", net.mlflow, "--max-concurrent", "4",
@@ -147,10 +149,14 @@ def test_a_machine_that_goes_takes_no_trial_with_it_and_one_that_comes_is_used(n
     time.sleep(5)
     gone.stop()
     net.worker("late", cpus=2)
-    said = submitted(net, "moving", "table2", "--seeds", "0", "--set", "epochs=30", "--max-concurrent", "4")
-    records = list(store.trial_records())
-    assert len(records) == 6, said
-    assert all(len(store.history(record["key"])) == 30 for record in records)
+    submitted(net, "moving", "table2", "--seeds", "0", "--set", "epochs=30", "--max-concurrent", "4")
+    local = net.ablate(
+        "run", "table2", "--seeds", "0", "--set", "epochs=30", "--store", str(tmp_path / "local")
+    )
+    assert local.returncode == 0, local.stderr
+    undisturbed = numbers(Store(tmp_path / "local"))
+    assert len(undisturbed) > 6
+    assert numbers(store) == undisturbed
 
 
 def test_nobody_reaches_the_jobs_without_the_token(net: Network) -> None:

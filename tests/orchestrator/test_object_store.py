@@ -19,9 +19,11 @@ import torch
 
 from orchestrator.errors import SpecError
 from orchestrator.leases import Fence, Holder, Lease, LeaseLost, Leases
+from orchestrator.plan import jobs, make_plan
+from orchestrator.report.render import write_report
 from orchestrator.scratch import scratch
 from orchestrator.store import Store
-from tests.orchestrator.synthetic import bare_record
+from tests.orchestrator.synthetic import bare_record, fill
 from tests.trainers.object_store import ObjectStore, forget_connections, serve
 from trainers import checkpoint
 from trainers.locations import LocationError, is_local, local_copy, location
@@ -171,6 +173,20 @@ def test_a_url_that_cannot_be_meant_is_refused_without_its_keys(url: str) -> Non
     with pytest.raises(LocationError) as error:
         location(url)
     assert "secret" not in str(error.value)
+
+
+def test_a_report_is_that_of_a_folder_with_the_same_records_and_lies_in_the_store(
+    store: Store, tmp_path: Path
+) -> None:
+    plan = make_plan(["table1"], seeds=(0,))
+    folder = Store(tmp_path / "folder")
+    for one in (store, folder):
+        fill(plan, one, fail=[list(plan.trials)[1]], skip=[list(plan.trials)[2]])
+    assert [job.trial for job in jobs(plan, store)] == [job.trial for job in jobs(plan, folder)]
+    there, here = (write_report(plan, plan.studies[0], one) for one in (store, folder))
+    for name in ("cells.csv", "report.md", "index.html", "tables/table1.tex"):
+        assert (there / name).read_bytes() == (here / name).read_bytes(), name
+    assert list(store.status()) == list(folder.status())
 
 
 # --- states ---------------------------------------------------------------------------------------
