@@ -35,8 +35,6 @@ from orchestrator.sharing import shared_data
 from orchestrator.spec import Executor, Resources
 from orchestrator.store import Store
 from orchestrator.trainable import (
-    EVALUATION,
-    PART,
     TRAINED,
     TRIAL,
     Assignment,
@@ -152,9 +150,11 @@ def _one_round(
         tune.with_resources(trainable, partial(driver_resources, assignments=assignments)),
         tune_config=tune.TuneConfig(
             # The next trial finds torch imported: seconds saved each. Not on accelerators, where one trial's
-            # device error would stay in the process for all that follow; nor where footprints differ: an idle
-            # process that waits for a trial of its own footprint would keep the room that another needs.
-            reuse_actors=_alike(assignments),
+            # device error would stay in the process for all that follow; nor beside gangs: an idle process
+            # that waits for its next trial would keep room that Tune doesn't know a gang to want.
+            reuse_actors=all(
+                one.holds is not None and not one.holds.gpus_per_worker for one in assignments.values()
+            ),
             search_alg=queue,
             num_samples=len(assignments) + len(later),
             trial_name_creator=_trial_name,
@@ -181,17 +181,6 @@ def _one_round(
     finally:
         remove_folder(folder / name)
     return held
-
-
-def _alike(assignments: dict[str, Assignment]) -> bool:
-    """Whether all processes that Tune starts take the same, and no accelerator."""
-    taken = {
-        tuple(sorted(driver_resources(config, assignments).items()))
-        for trial, one in assignments.items()
-        for config in ({TRIAL: trial}, {TRIAL: trial, PART: EVALUATION})
-        if PART not in config or (one.holds is None and one.job.evaluations)
-    }
-    return len(taken) == 1 and not any(name == "GPU" and amount for one in taken for name, amount in one)
 
 
 def _await_others(assignments: dict[str, Assignment], leases: Leases, progress: Progress) -> None:

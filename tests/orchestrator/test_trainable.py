@@ -16,7 +16,6 @@ from orchestrator import trainable
 from orchestrator.leases import Fence, Holder, Lease, Leases
 from orchestrator.library import load_recipe
 from orchestrator.plan import Job
-from orchestrator.schedule import _alike
 from orchestrator.spec import Resources
 from orchestrator.store import Store
 
@@ -90,28 +89,30 @@ def test_another_run_is_not_waited_for_and_a_stop_ends_the_wait(
 
 
 @pytest.mark.parametrize(
-    ("resources", "executor", "alike"),
+    ("resources", "train", "executor", "holds"),
     [
-        ([Resources(), Resources()], "auto", True),
-        ([Resources(), Resources(cpus_per_worker=2)], "auto", False),
-        (
-            [Resources(workers=2), Resources(workers=2)],
-            "auto",
-            False,
-        ),  # the gang's, and that of what measures it
-        ([Resources(gpus_per_worker=0.5)], "auto", False),
-        ([Resources(evaluation_cpus=2)], "auto", False),
+        (Resources(), True, "auto", Resources()),
+        (Resources(), True, "train", None),
+        (Resources(workers=2), True, "auto", None),
+        (Resources(workers=2), False, "auto", Resources()),  # it is only measured
+        (Resources(evaluation_cpus=2), True, "auto", None),
+        (Resources(evaluation_cpus=2), False, "auto", Resources(cpus_per_worker=2)),
+        (Resources(gpus_per_worker=0.5), True, "auto", Resources(gpus_per_worker=0.5)),
+        (Resources(gpus_per_worker=1, evaluation_gpus=0), True, "auto", None),
     ],
 )
-def test_processes_are_kept_for_the_next_trial_only_where_all_are_alike(
-    resources: list[Resources], executor: str, alike: bool, tmp_path: Path
+def test_what_trains_with_other_resources_than_it_is_measured_with_has_a_process_for_each(
+    resources: Resources, train: bool, executor: str, holds: Resources | None, tmp_path: Path
 ) -> None:
-    """An idle one would keep the room that another footprint waits for, without an end."""
-    config = load_recipe("digits").recipe.trial(seed=0)
-    knn = load_recipe("digits").recipe.evaluation("knn")
-    jobs = [
-        Job(str(n) * 20, config, True, {"e" * 20: knn}, footprint, "x")
-        for n, footprint in enumerate(resources)
-    ]
-    made = {job.trial: trainable.assigned(job, "digits", Store(tmp_path), executor, "f" * 8) for job in jobs}
-    assert _alike(made) == alike
+    recipe = load_recipe("digits").recipe
+    knn = {"e" * 20: recipe.evaluation("knn")}
+    job = Job("0" * 20, recipe.trial(seed=0), train, knn, resources, "x")
+    made = trainable.assigned(job, "digits", Store(tmp_path), executor, "f" * 8)
+    assert made.holds == holds
+    first, then = ({"trial": job.trial} | part for part in ({}, {"part": "evaluation"}))
+    measuring = resources.evaluation
+    assert trainable.driver_resources(then, {job.trial: made}) == {
+        "CPU": measuring.cpus_per_worker, "GPU": measuring.gpus_per_worker
+    }  # fmt: skip
+    taken = {"memory": 1.0} if holds is None else {"CPU": holds.cpus_per_worker, "GPU": holds.gpus_per_worker}
+    assert trainable.driver_resources(first, {job.trial: made}) == taken
