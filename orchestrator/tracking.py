@@ -294,7 +294,7 @@ def _one_writer(store: Store) -> Iterator[None]:
         place.mkdir(parents=True, exist_ok=True)
         lock = os.open(place / "mlflow.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
-        raise TrackingError(f"{place}: cannot be written: {error.strerror}") from None
+        raise TrackingError(f"--store {place}: cannot be written: {error.strerror}") from None
     with os.fdopen(lock):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with contextlib.nullcontext() if is_local(store.root) else _lease(store):
