@@ -209,7 +209,12 @@ def run(jobs: list[Job], nodes: int, cpus: int, root: Path) -> dict[str, list[fl
 
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 0, "include_dashboard": True, "object_store_memory": 150_000_000},
+        head_node_args={
+            "num_cpus": 0,
+            "include_dashboard": True,
+            "dashboard_port": 0,
+            "object_store_memory": 150_000_000,
+        },
     )
     try:
         for _ in range(nodes):
