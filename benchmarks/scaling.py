@@ -50,7 +50,7 @@ def simulate(
     while waiting or running:
         while (footprint := next_to_start(nodes, [one for _, _, one, _ in running], waiting)) is not None:
             waiting.remove(footprint)
-            trains = footprint is gang or footprint == gang
+            trains = footprint == gang
             hours = training + (measuring if whole else 0) if trains else measuring
             used += hours * footprint.workers * footprint.gpus_per_worker
             number += 1

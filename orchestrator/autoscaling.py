@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from orchestrator.cluster import nodes_now, trials_at_once
+from orchestrator.cluster import nodes_now, why_it_fits_nowhere
 from orchestrator.errors import CapacityError
 from orchestrator.packing import Node
 from orchestrator.plan import Job
@@ -74,7 +74,7 @@ def _bundles(footprint: Resources) -> list[dict[str, float]]:
 
 def _once_all_fit(footprints: set[Resources], nodes: list[Node], say: Callable[[str], None]) -> list[Node]:
     began, told = time.monotonic(), False
-    while problem := _impossible(footprints, nodes):
+    while problem := next(filter(None, (why_it_fits_nowhere(nodes, one) for one in footprints)), None):
         if not told:
             told = True
             say(f"{problem}; waiting {duration(GIVE_UP_AFTER)} for the cluster's autoscaler")
@@ -85,13 +85,3 @@ def _once_all_fit(footprints: set[Resources], nodes: list[Node], say: Callable[[
         time.sleep(_LOOK_EVERY)
         nodes = nodes_now()
     return nodes
-
-
-def _impossible(footprints: set[Resources], nodes: list[Node]) -> CapacityError | None:
-    """Why one of the footprints fits nowhere."""
-    for footprint in footprints:
-        try:
-            trials_at_once(nodes, footprint, 1)
-        except CapacityError as error:
-            return error
-    return None

@@ -1,4 +1,4 @@
-"""Connects to Ray, and says how many trials of a footprint fit on it."""
+"""Connects to Ray, and says what it has room for."""
 
 from __future__ import annotations
 
@@ -189,25 +189,18 @@ def _keep_a_token() -> None:
         os.environ["RAY_AUTH_TOKEN"] = token
 
 
-def trials_at_once(nodes: list[Node], footprint: Resources, limit: int | None = None) -> int:
-    """How many trials of one footprint fit side by side; a worker never spans nodes.
-
-    Raises:
-        CapacityError: not even one fits on the whole cluster.
-    """
-    packing, fitting = Packing(nodes), 0
-    while (limit is None or fitting < limit) and packing.place(footprint):
-        fitting += 1
-    if fitting == 0:
-        workers = workers_that_fit(nodes, footprint)
-        apart = ", not placed as asked" if workers >= footprint.workers else ""
-        largest = max(nodes, key=lambda node: (node.gpus, node.cpus), default=Node(0, 0))
-        raise CapacityError(
-            f"a trial needs {described(footprint)}, the cluster of {len(nodes)} node(s) fits {workers} such "
-            f"worker(s){apart}; its largest node has {largest.cpus:g} CPU, {largest.gpus:g} GPU; see resources.* in "
-            "the recipe"
-        )
-    return fitting
+def why_it_fits_nowhere(nodes: list[Node], footprint: Resources) -> CapacityError | None:
+    """None where a trial of a footprint fits, were nothing else there; a worker never spans nodes."""
+    if Packing(nodes).place(footprint):
+        return None
+    workers = workers_that_fit(nodes, footprint)
+    apart = ", not placed as asked" if workers >= footprint.workers else ""
+    largest = max(nodes, key=lambda node: (node.gpus, node.cpus), default=Node(0, 0))
+    return CapacityError(
+        f"a trial needs {described(footprint)}, the cluster of {len(nodes)} node(s) fits {workers} such "
+        f"worker(s){apart}; its largest node has {largest.cpus:g} CPU, {largest.gpus:g} GPU; see resources.* in "
+        "the recipe"
+    )
 
 
 def workers_that_fit(nodes: list[Node], footprint: Resources) -> int:

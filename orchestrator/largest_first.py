@@ -103,12 +103,3 @@ class LargestFirst(Searcher):
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         return None
-
-    def get_state(self) -> dict[str, Any]:
-        return {}
-
-    def save(self, checkpoint_path: str) -> None:
-        return None
-
-    def restore(self, checkpoint_path: str) -> None:
-        return None

@@ -156,7 +156,7 @@ class Fence:
     def others_beat(self) -> bool:
         """Whether another process of the trial was the last to tell where the work stands."""
         with suppress(OSError, RecordError, LookupError, TypeError):
-            return bool(_read(self._progress)[0]["by"] != _me())
+            return bool(_read(self._progress)["by"] != _me())
         return False
 
     def stopping(self) -> bool:
@@ -252,7 +252,7 @@ class Leases:
         with suppress(OSError, RecordError, LookupError, TypeError, ValueError):
             told = sorted(self._place(key).glob("*.progress"))
             newest = max(told, key=lambda path: path.stat().st_mtime_ns) if len(told) > 1 else told[0]
-            content = _read(newest)[0]
+            content = _read(newest)
             return f"{newest.stem}:{content['by']}:{content['count']}", str(content["where"])[:_LONGEST]
         return None
 
@@ -306,16 +306,15 @@ class Leases:
         dead = [token for token in _tokens(place) if not self._live(place, token)]
         for token in dead:
             _remove(place, token)
-        if place.is_dir():
-            kept = _tokens(place)
-            for path in place.iterdir():
-                if path.name[:16] not in kept and "." in path.name:
-                    path.unlink(missing_ok=True)
+        kept = _tokens(place)
+        for name in _names(place):
+            if name[:16] not in kept and "." in name:
+                (place / name).unlink(missing_ok=True)
 
     def _live(self, place: Path, token: str) -> Holder | None:
         path = place / token
         try:
-            content, renewed = _read(path)
+            content, renewed = _read(path), _renewed(path)
             holder = _HOLDER.validate_python({**content, "token": token})
         except FileNotFoundError:
             return None
@@ -353,13 +352,15 @@ def _alone(root: Path) -> Iterator[None]:
         yield
 
 
-def _read(path: Path) -> tuple[Any, int]:
-    """What a lease's file says, whoever wrote it, and what changes whenever it is renewed."""
-    content = records.parse(read_regular(path, _MOST_BYTES))
-    return content, path.stat().st_mtime_ns if is_local(path) else _renewals(path)
+def _read(path: Path) -> Any:
+    """What a lease's file says, whoever wrote it."""
+    return records.parse(read_regular(path, _MOST_BYTES))
 
 
-def _renewals(path: Path) -> int:
+def _renewed(path: Path) -> int:
+    """What changes whenever a lease is renewed."""
+    if is_local(path):
+        return path.stat().st_mtime_ns
     try:
         return int(read_regular(path.with_name(f"{path.name}.renewed"), 20))
     except (FileNotFoundError, ValueError):
@@ -396,8 +397,12 @@ def _remove(place: Path, token: str) -> None:
 
 
 def _tokens(place: Path) -> list[str]:
+    return sorted(name for name in _names(place) if _TOKEN.fullmatch(name))
+
+
+def _names(place: Path) -> list[str]:
+    """Of what is in a folder; in an object store the folder goes with the last of it."""
     try:
-        names = os.listdir(place) if is_local(place) else [path.name for path in place.iterdir()]
-        return sorted(name for name in names if _TOKEN.fullmatch(name))
+        return os.listdir(place) if is_local(place) else [path.name for path in place.iterdir()]
     except (FileNotFoundError, NotADirectoryError):
         return []

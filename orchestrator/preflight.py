@@ -252,8 +252,7 @@ def wanted_of(jobs: Sequence[Job], store: Store, mark: tuple[str, str]) -> Wante
     return Wanted(
         store=str(store.root),
         mark=mark,
-        # a list for want of a hash: each is asked for once
-        data=tuple({(repr(c.data), c.batch_size): (c.data, c.batch_size) for c in trained}.values()),
+        data=tuple(dict.fromkeys((config.data, config.batch_size) for config in trained)),
         gpu=any(footprint.gpus_per_worker for footprint in footprints),
         bf16=any(config.precision == "bf16" for config in trained),
         gangs=any(footprint.workers > 1 for footprint in footprints),

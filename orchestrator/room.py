@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-from orchestrator.cluster import trials_at_once
+from orchestrator.cluster import why_it_fits_nowhere
 from orchestrator.errors import CapacityError
 from orchestrator.packing import Node
 from orchestrator.progress import duration
@@ -68,12 +68,5 @@ class RoomWatch:
 
 def _impossible(footprints: set[Resources], nodes: list[Node]) -> CapacityError | None:
     """Why not one of them fits."""
-    problem = None
-    for footprint in footprints:
-        try:
-            trials_at_once(nodes, footprint, 1)
-        except CapacityError as error:
-            problem = error
-        else:
-            return None
-    return problem
+    problems = [why_it_fits_nowhere(nodes, footprint) for footprint in footprints]
+    return problems[-1] if all(problems) else None

@@ -1,9 +1,9 @@
 """Ray Tune over the missing jobs. One training function, two executors.
 
 `inline` trains in the Tune trial's own process (single-worker trials); `train` wraps the same
-function in Ray Train's TorchTrainer (DDP, any number of workers). Tune always holds the whole list
-of jobs and starts as many as truly fit: the inner worker group of `train` is not part of the
-trial's own resources, so an unbounded Tune would deadlock on a full cluster.
+function in Ray Train's TorchTrainer (DDP, any number of workers). Tune is given a trial when it
+truly fits (`largest_first`): the inner worker group of `train` is not part of the trial's own
+resources, so an unbounded Tune would fill a cluster with processes that wait.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.cluster import nodes_now, trials_at_once
+from orchestrator.cluster import nodes_now, why_it_fits_nowhere
 from orchestrator.failures import ProcessLost, failure
 from orchestrator.gangs import LOST, RESTARTS, last_line
 from orchestrator.hangs import HangWatch, end_process
@@ -66,7 +66,8 @@ def concurrency(jobs: list[Job], nodes: list[Node], limit: int | None) -> int:
         CapacityError: one of them fits nowhere.
     """
     for footprint in {used for job in jobs for used in _footprints(job)}:
-        trials_at_once(nodes, footprint, 1)
+        if problem := why_it_fits_nowhere(nodes, footprint):
+            raise problem
     fitting = side_by_side(nodes, [job.footprint for job in jobs])
     return min(fitting, limit) if limit else fitting
 

@@ -234,9 +234,8 @@ def environment(executor: str, job: Job, device: torch.device) -> dict[str, Any]
     return {
         "executor": executor,
         "workers": job.resources.workers,
-        "workers_beside": int(
-            os.environ.get("LOCAL_WORLD_SIZE", "1")
-        ),  # on rank 0's machine; as torch's launchers tell
+        # on rank 0's machine, as torch's launchers tell
+        "workers_beside": int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         "cpus_per_worker": job.resources.cpus_per_worker,
         "gpus_per_worker": job.resources.gpus_per_worker,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

@@ -102,7 +102,7 @@ def local_copy(path: Path) -> Iterator[Path]:
 def _options(scheme: str) -> dict[str, Any]:
     """Listings are never kept: what another machine wrote a moment ago counts. A dead server is found out soon."""
     if scheme not in _EXTRAS:
-        return {"use_listings_cache": False} if scheme not in ("memory",) else {}
+        return {} if scheme == "memory" else {"use_listings_cache": False}
     patience = {"connect_timeout": 5, "read_timeout": 30, "retries": {"mode": "standard", "max_attempts": 4}}
     return {"use_listings_cache": False, "config_kwargs": patience}
 

@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -255,13 +255,6 @@ def await_that(holds: Callable[[], bool], otherwise: str, machine: Machine, seco
     while not holds():
         assert time.monotonic() < deadline, f"{otherwise}\n{machine.logs()}"
         time.sleep(0.3)
-
-
-def listening(environment: Mapping[str, str] | None = None, space: str = "") -> list[str]:
-    """Addresses that anything listens on in a network namespace."""
-    command = ["ip", "netns", "exec", space] if space else []
-    shown = subprocess.run([*command, "ss", "-Hltn"], capture_output=True, text=True, check=True).stdout
-    return sorted(line.split()[3] for line in shown.splitlines())
 
 
 def _answers(url: str) -> bool:

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.cluster import Node, trials_at_once
 from orchestrator.errors import CapacityError, SpecError
 from orchestrator.library import load_recipe
-from orchestrator.plan import estimate, jobs, make_plan
+from orchestrator.packing import Node
+from orchestrator.plan import Job, estimate, jobs, make_plan
+from orchestrator.schedule import concurrency
 from orchestrator.spec import Resources, evaluation_key, trial_key
 from orchestrator.store import Store
 from tests.orchestrator.synthetic import bare_record
@@ -231,6 +232,10 @@ def test_a_new_seed_adds_only_its_own_trials(tmp_path: Path) -> None:
     assert {three.trials[new].seed for new in set(three.trials) - set(two.trials)} == {2}
 
 
+def bare_job(footprint: Resources) -> Job:
+    return Job("0" * 20, load_recipe("digits").recipe.trial(0), True, {}, footprint, "a trial")
+
+
 @pytest.mark.parametrize(
     ("nodes", "footprint", "fits"),
     [
@@ -246,8 +251,9 @@ def test_a_new_seed_adds_only_its_own_trials(tmp_path: Path) -> None:
     ],
 )
 def test_as_many_trials_as_truly_fit(nodes: list[Node], footprint: Resources, fits: int) -> None:
-    assert trials_at_once(nodes, footprint) == fits
-    assert trials_at_once(nodes, footprint, limit=1) == 1
+    many = [bare_job(footprint)] * 100
+    assert concurrency(many, nodes, None) == fits
+    assert concurrency(many, nodes, 1) == 1
 
 
 @pytest.mark.parametrize(
@@ -255,7 +261,7 @@ def test_as_many_trials_as_truly_fit(nodes: list[Node], footprint: Resources, fi
 )
 def test_a_trial_that_can_never_fit_is_refused_with_its_footprint(footprint: Resources) -> None:
     with pytest.raises(CapacityError, match=r"a trial needs \d x .*largest node has 2 CPU, 0 GPU"):
-        trials_at_once([Node(2, 0), Node(2, 0)], footprint)
+        concurrency([bare_job(footprint)], [Node(2, 0), Node(2, 0)], None)
 
 
 def test_a_trial_read_back_from_its_record_has_the_same_key() -> None:

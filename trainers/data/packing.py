@@ -11,7 +11,7 @@ from pathlib import Path
 from trainers.data.folders import LAYOUT, read_folder
 from trainers.data.formats import DataError, Split
 from trainers.data.shards import PARTS
-from trainers.files import partial_name, put_in_place
+from trainers.files import make_folder, partial_name, put_in_place
 from trainers.locations import LocationError, filesystem, is_local, location
 
 
@@ -41,8 +41,7 @@ def pack(
     train, validation, _ = read_folder(folder)
     try:
         place = location(out)
-        if is_local(place):
-            place.mkdir(parents=True, exist_ok=True)
+        make_folder(place)
         if there := sorted(path.name for path in place.glob("*.tar")):
             raise DataError(f"{out}: has {there[0]} already; takes a folder without tar files")
         made = []
