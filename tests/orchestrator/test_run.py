@@ -14,18 +14,11 @@ import mlflow
 import pandas as pd
 import pytest
 
+from tests.orchestrator.small import TINY
+
 pytestmark = pytest.mark.cluster
 
-TINY = [
-    "data.image_size=8",
-    "data.train_images=300",
-    "backbone={kind: thin_resnet, width: 4, blocks: [1, 1]}",
-    "epochs=2",
-    "schedule.warmup_epochs=1",
-    "batch_size=64",
-    "projector_dim=16",
-    "precision=float64",
-]
+FLOAT64 = [*TINY, "precision=float64"]
 STUDY = """
 name: mine
 title: Two heads and a failure
@@ -59,7 +52,7 @@ def run(folder: Path, *arguments: str, store: str = "store") -> subprocess.Compl
 def command(folder: Path, *arguments: str, store: str = "store") -> list[str]:
     study = folder / "mine.yaml"
     study.write_text(STUDY)
-    sets = [part for assignment in TINY for part in ("--set", assignment)]
+    sets = [part for assignment in FLOAT64 for part in ("--set", assignment)]
     return [
         *(sys.executable, "-m", "orchestrator.cli", "run", str(study), "--store", str(folder / store)),
         *(*sets, *arguments),
