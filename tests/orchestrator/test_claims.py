@@ -216,6 +216,15 @@ def test_a_chain_is_contradicted_by_its_worst_step_which_pays_for_the_number_of_
     assert "a falls short of b by 3." in found.note
 
 
+def test_the_interval_of_a_note_has_the_sign_of_the_effect_beside_it():
+    first, second = [60.0, 61.0, 62.5], [63.0, 62.0, 64.0]
+    found = verdict_on(claim("order", ["a", "b"]), {"a": first, "b": second})
+    low, high = ttest_rel(first, second).confidence_interval(0.95)
+    shown = f"difference −{11 / 6:.1f}, 95 % interval −{-low:.1f} to {high:.1f}, paired over 3 seeds"
+    assert (found.effect, found.ci_low, found.ci_high) == pytest.approx((-11 / 6, low, high))
+    assert found.note.startswith(f"a falls short of b by {11 / 6:.1f} points ({shown})")
+
+
 def test_a_difference_that_falls_short_of_the_margin_contradicts():
     first, second = [62.7, 62.8, 62.9], [61.1, 61.3, 61.2]
     found = verdict_on(claim("order", ["a", "b"], margin=5), {"a": first, "b": second})

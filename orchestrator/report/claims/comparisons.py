@@ -91,14 +91,21 @@ class Measure:
         return Beyond(self.sample, null, side)
 
     def amount(self, size_only: bool = False) -> str:
-        """1.6 points (95 % interval 1.2 to 2.0, paired over 3 seeds)."""
-        flip = -1 if size_only and self.effect < 0 else 1
+        """1.6 points (95 % interval 1.2 to 2.0, paired over 3 seeds). An interval keeps the effect's own sign.
+
+        Args:
+            size_only: the sentence says which of the two is higher, so that the amount has no sign.
+        """
+        reverse = size_only and self.effect < 0
+        shown = abs(self.effect) if reverse else self.effect
         if self.interval is None or self.interval[0] == self.interval[1]:
             note = self.over if self.interval is None else f"{self.over}, without spread"
-            return f"{wording.with_unit(wording.plain(flip * self.effect), self.unit)} ({note})"
-        low, high = sorted(flip * bound for bound in self.interval)
-        effect, lowest, highest = wording.rounded((flip * self.effect, low, high), (high - low) / 2)
-        return f"{wording.with_unit(effect, self.unit)} (95 % interval {lowest} to {highest}, {self.over})"
+            return f"{wording.with_unit(wording.plain(shown), self.unit)} ({note})"
+        low, high = self.interval
+        size, effect, *bounds = wording.rounded((shown, self.effect, low, high), (high - low) / 2)
+        difference = f"difference {effect}, " if reverse else ""
+        interval = f"95 % interval {' to '.join(bounds)}"
+        return f"{wording.with_unit(size, self.unit)} ({difference}{interval}, {self.over})"
 
     def detail(self, null: float, side: Side) -> tuple[str, str]:
         """What is asked, and effect ± half its interval with the p of its one-sided test."""
