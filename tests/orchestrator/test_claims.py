@@ -222,7 +222,7 @@ def test_the_interval_of_a_note_has_the_sign_of_the_effect_beside_it():
     low, high = ttest_rel(first, second).confidence_interval(0.95)
     shown = f"difference −{11 / 6:.1f}, 95 % interval −{-low:.1f} to {high:.1f}, paired over 3 seeds"
     assert (found.effect, found.ci_low, found.ci_high) == pytest.approx((-11 / 6, low, high))
-    assert found.note.startswith(f"a falls short of b by {11 / 6:.1f} points ({shown})")
+    assert found.note.startswith(f"A falls short of b by {11 / 6:.1f} points ({shown})")
 
 
 def test_a_difference_that_falls_short_of_the_margin_contradicts():
