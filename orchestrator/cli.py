@@ -6,12 +6,12 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.text import Text
@@ -30,12 +30,16 @@ from orchestrator.display import (
 from orchestrator.errors import AblateError, SpecError
 from orchestrator.failures import of_the_file_system
 from orchestrator.messages import for_a_terminal
-from orchestrator.plan import Job, estimate, jobs, make_plan
+from orchestrator.plan import Job, Plan, StudyPlan, estimate, jobs, make_plan
 from orchestrator.progress import duration
 from orchestrator.redaction import redacted
+from orchestrator.seeds import ALL, SeedRecords, parse_seeds, with_every_seed
 from orchestrator.spec import Executor, Recipe, Resources, Study
 from orchestrator.store import Store
 from trainers.config import TrialConfig
+
+if TYPE_CHECKING:
+    from orchestrator.tracking import TrackedRecords
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,7 +53,13 @@ problems = PlainConsole(stderr=True, highlight=False)
 
 Studies = Annotated[list[str], typer.Argument(metavar="STUDY...", help="name in studies/, or a YAML file")]
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="name in studies/recipes/, or a YAML file")]
-Seeds = Annotated[str | None, typer.Option(help="such as 0,1,2; default: the study's own")]
+Seeds = Annotated[
+    str | None,
+    typer.Option(
+        help="such as 0,1,2 or 0-4; all: each cell with every seed that it was trained with; "
+        "default: the study's own"
+    ),
+]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="override of the recipe")]
 StoreRoot = Annotated[
     str,
@@ -62,9 +72,6 @@ TrackingUri = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="for scripts")]
 DEFAULT_STORE = "ablations"
-
-_MOST_SEEDS = 1000
-"""As in a study's file."""
 
 _TRACKING_SCHEMES = {"http", "https", "sqlite", "mysql", "postgresql", "mssql", "databricks", "databricks-uc"}
 
@@ -128,8 +135,8 @@ def plan_(
     as_json: AsJson = False,
 ) -> None:
     """What a run would train: the matrix, what is shared, what is there already, how long it takes."""
-    plan = make_plan(studies, recipe, _parse_seeds(seeds), tuple(sets or ()))
     store = Store(store_root)
+    plan = _plan(studies, recipe, seeds, sets, lambda study: store)
     missing = jobs(plan, store)
     slots = _slots_here(plan.recipe)
     cost = estimate(plan, missing, store, slots)
@@ -168,9 +175,9 @@ def run(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Train and evaluate what is missing, track it, write the report. The same command continues a cut-off run."""
-    plan = make_plan(studies, recipe, _parse_seeds(seeds), tuple(sets or ()))
-    _check_tracking(tracking_uri)
     store = Store(store_root)
+    plan = _plan(studies, recipe, seeds, sets, lambda study: store)
+    _check_tracking(tracking_uri)
     missing = jobs(plan, store)
     _check_data(plan.recipe, missing)
     _refuse_inline_gangs(executor, [job.resources for job in missing])
@@ -202,7 +209,8 @@ def submit(
 
     if as_json and follow:
         raise SpecError("--json: takes --no-follow with it")
-    plan = make_plan(studies, recipe, _parse_seeds(seeds), tuple(sets or ()))
+    seeds_here = None if seeds == ALL else seeds  # this machine may not see the store
+    plan = _plan(studies, recipe, seeds_here, sets, lambda study: Store(store_root))
     _check_tracking(tracking_uri)
     _refuse_inline_gangs(executor, plan.resources.values())
     asked = jobs_api.Asked(
@@ -235,10 +243,10 @@ def preflight(
     as_json: AsJson = False,
 ) -> None:
     """Look at every node of a cluster, as `ablate run` does before it trains; trains nothing."""
-    plan = make_plan(studies, recipe, _parse_seeds(seeds), tuple(sets or ()))
+    store = Store(store_root)
+    plan = _plan(studies, recipe, seeds, sets, lambda study: store)
     _check_tracking(tracking_uri)
     _refuse_inline_gangs(executor, plan.resources.values())
-    store = Store(store_root)
     store.prepare()
     from orchestrator.launch import check_cluster
     from orchestrator.preflight import as_plain
@@ -261,15 +269,23 @@ def report(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Write tables, cells and page from what is there, training nothing."""
-    plan = make_plan(studies, recipe, _parse_seeds(seeds), tuple(sets or ()))
     store = Store(store_root)
+
+    def records_of(study: StudyPlan) -> Store | TrackedRecords:
+        if source == "store":
+            return store
+        from orchestrator.tracking import TrackedRecords, default_uri
+
+        return TrackedRecords(tracking_uri or default_uri(store), study)
+
+    plan = _plan(studies, recipe, seeds, sets, records_of)
     if source == "store":
         store.require()
     elif out is None:  # a machine that sees the tracking server alone keeps reports in a store of its own
         store.prepare()
     from orchestrator.launch import report_all
 
-    report_all(plan, store, console, out=out, source=source, tracking_uri=tracking_uri)
+    report_all(plan, store, console, records_of, out, tracking_uri)
 
 
 @app.command(epilog="Example: `ablate status`")
@@ -306,9 +322,9 @@ def sync(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Bring MLflow up to date with the records of the store."""
-    plan = make_plan(studies, recipe, _parse_seeds(seeds), tuple(sets or ()))
-    _check_tracking(tracking_uri)
     store = Store(store_root)
+    plan = _plan(studies, recipe, seeds, sets, lambda study: store)
+    _check_tracking(tracking_uri)
     store.require()
     from orchestrator.launch import sync_all
 
@@ -512,18 +528,18 @@ def _load_either(name: str) -> Study | Recipe:
         raise
 
 
-def _parse_seeds(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        seeds = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise SpecError(f"--seeds: got {text!r}, takes whole numbers with commas, such as 0,1,2") from None
-    if any(seed < 0 or seed >= 2**31 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise SpecError(f"--seeds: got {text!r}, takes different numbers from 0 to {2**31 - 1}")
-    if len(seeds) > _MOST_SEEDS:
-        raise SpecError(f"--seeds: got {len(seeds)} numbers, takes at most {_MOST_SEEDS}")
-    return seeds
+def _plan(
+    studies: list[str],
+    recipe: str | None,
+    seeds: str | None,
+    sets: list[str] | None,
+    records_of: Callable[[StudyPlan], SeedRecords],
+) -> Plan:
+    """Args: records_of: where `--seeds all` looks for trainings."""
+    asked = parse_seeds(seeds)
+    if asked == ALL:
+        return with_every_seed(studies, recipe, tuple(sets or ()), records_of)
+    return make_plan(studies, recipe, asked, tuple(sets or ()))
 
 
 def _refuse_inline_gangs(executor: str, footprints: Iterable[Resources]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -58,24 +59,24 @@ def show_plan(console: Console, plan: Plan, missing: list[Job]) -> None:
         table = plain_table("cell", "setting", *(f"seed {seed}" for seed in study.seeds))
         table.title, table.title_justify = Text(f"{study.name}: {study.study.title}"), "left"
         first_shown: dict[str, str] = {}
-        rows: dict[str, list[str | Text]] = {}
+        settings: dict[str, str] = {}
+        states: dict[str, dict[int, str | Text]] = {}
         for cell in study.cells:
             config = plan.trials[cell.trial]
             if isinstance(config, ToyRun):
                 continue
-            text = _setting(config, plan.recipe)
-            row = rows.setdefault(cell.name, [cell.name, text])
+            settings.setdefault(cell.name, _setting(config, plan.recipe))
             owner = first_shown.setdefault(cell.trial, cell.name)
+            state: str | Text = Text("there", "green")
             if owner != cell.name:
-                row.append(Text(f"= {owner}", "dim"))
+                state = Text(f"= {owner}", "dim")
             elif cell.trial in to_train:
-                row.append("train")
+                state = "train"
             elif to_evaluate & set(cell.evaluations.values()):
-                row.append("evaluate")
-            else:
-                row.append(Text("there", "green"))
-        for row in rows.values():
-            table.add_row(*row)
+                state = "evaluate"
+            states.setdefault(cell.name, {})[cell.seed] = state
+        for name, setting in settings.items():
+            table.add_row(name, setting, *(states[name].get(seed, "") for seed in study.seeds))
         console.print(table)
     console.print(_summary(plan, missing))
 
@@ -103,12 +104,16 @@ def _summary(plan: Plan, missing: list[Job]) -> str:
     lines = []
     if trained:
         shown = {cell.name for cell in cells if cell.trial in trained}
-        seeds = len({plan.trials[key].seed for key in trained})
+        counts = Counter(
+            (study.name, cell.name) for study in plan.studies for cell in study.cells if cell.trial in trained
+        )
+        fewest, most = min(counts.values()), max(counts.values())
+        seeds = str(most) if fewest == most else f"{fewest} to {most}"
         to_train = sum(job.train for job in missing if not job.is_toy)
         to_evaluate = sum(len(job.evaluations) for job in missing)
         lines.append(
             f"{len(shown)} cells need {len(trained)} trainings and {len(plan.evaluations)} evaluations over "
-            f"{seeds} seed{'s' if seeds > 1 else ''}; {to_train} trainings and {to_evaluate} evaluations are missing."
+            f"{seeds} seed{'s' if most > 1 else ''}; {to_train} trainings and {to_evaluate} evaluations are missing."
         )
     if toys := plan.trials.keys() - trained:
         shown = {cell.name for cell in cells if cell.case is not None}

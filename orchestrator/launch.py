@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from orchestrator.autoscaling import autoscales, nodes_for
 from orchestrator.delivery import tracked_beside
 from orchestrator.errors import AblateError, CapacityError
 from orchestrator.mlflow_access import is_remote
-from orchestrator.plan import Job, Plan, estimate, jobs
+from orchestrator.plan import Job, Plan, StudyPlan, estimate, jobs
 from orchestrator.progress import Progress, duration
 from orchestrator.redaction import redacted
 from orchestrator.report import console as console_blocks
@@ -25,7 +26,7 @@ from orchestrator.report.frames import Records
 from orchestrator.schedule import concurrency, run_jobs, with_threads
 from orchestrator.spec import Executor
 from orchestrator.store import Store
-from orchestrator.tracking import TrackedRecords, Tracker, default_uri
+from orchestrator.tracking import Tracker, default_uri
 
 
 def launch(
@@ -123,14 +124,19 @@ def report_all(
     plan: Plan,
     store: Store,
     console: Console,
+    records_of: Callable[[StudyPlan], Records] | None = None,
     out: Path | None = None,
-    source: str = "store",
     tracking_uri: str | None = None,
 ) -> None:
-    """Write and show the report of every study of a plan."""
+    """Write and show the report of every study of a plan.
+
+    Args:
+        records_of: where a study's numbers are read; default: the store.
+        out: default: in the store.
+    """
     uri = tracking_uri or default_uri(store)
     for study in plan.studies:
-        records: Records = TrackedRecords(uri, study) if source == "mlflow" else store
+        records = records_of(study) if records_of else store
         # several studies asked into one folder each get a folder of their own in it
         asked = out / study.name if out and len(plan.studies) > 1 else out
         place = asked or store.report_directory(study.name)

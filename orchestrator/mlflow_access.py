@@ -173,6 +173,11 @@ class TrackedRecords:
                         self._evaluations[facts["key"]] = records.evaluation(facts)
                     self._trial_of[facts["key"]] = trial
 
+    def seeds(self) -> set[int]:
+        """Of every training of the study that finished or failed."""
+        seeds = [run.data.params.get("seed", "") for run in self._trials.values()]
+        return {int(seed) for seed in seeds if re.fullmatch("[0-9]{1,10}", seed) and int(seed) < 2**31}
+
     def trial_record(self, key: str) -> Record | None:
         run = self._trials.get(key)
         if run is None or "record" not in run.data.tags:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 from orchestrator.errors import SpecError
 from orchestrator.exhibits import cells_of
@@ -83,6 +84,33 @@ class Plan:
 
     def cells(self) -> list[PlannedCell]:
         return [cell for study in self.studies for cell in study.cells]
+
+    def only(self, keep: Callable[[StudyPlan, PlannedCell], bool]) -> Plan:
+        """Without some seeds of some cells, and without the work that only they need; toy networks stay."""
+        studies = []
+        for study in self.studies:
+            cells = tuple(cell for cell in study.cells if cell.case is not None or keep(study, cell))
+            kept = {cell.seed for cell in cells if cell.case is None}
+            seeds = tuple(seed for seed in study.seeds if seed in kept) or study.seeds
+            studies.append(replace(study, cells=cells, seeds=seeds))
+        left = [cell for study in studies for cell in study.cells]
+        trials = {cell.trial for cell in left}
+        return replace(
+            self,
+            studies=studies,
+            trials=_among(self.trials, trials),
+            evaluations=_among(self.evaluations, {key for cell in left for key in cell.evaluations.values()}),
+            resources=_among(self.resources, trials),
+            limits=_among(self.limits, trials),
+            toy_seconds=_among(self.toy_seconds, trials),
+        )
+
+
+_Value = TypeVar("_Value")
+
+
+def _among(values: dict[str, _Value], keys: Collection[str]) -> dict[str, _Value]:
+    return {key: value for key, value in values.items() if key in keys}
 
 
 @dataclass(frozen=True)

@@ -249,6 +249,13 @@ class Store(UntrustedFolder):
                 "error": failure["error"] if failure else None,
             }
 
+    def seeds(self) -> set[int]:
+        """Of every training that was ever begun, whatever its study and recipe."""
+        keys = [path.name for path in (self.root / "trials").glob("*") if _KEY.fullmatch(path.name)]
+        configs = self.each(lambda key: self.read(self.trial_directory(key) / "config.json", _mapping), keys)
+        seeds = [config.get("seed") for config in configs if config and "cases" not in config]
+        return {seed for seed in seeds if type(seed) is int and 0 <= seed < 2**31}
+
     def seconds_per_epoch(self, recipe: str) -> list[float]:
         """Of every finished trial of a recipe, whatever its overrides."""
         return [

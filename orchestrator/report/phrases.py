@@ -68,13 +68,34 @@ def seeds_text(numbers: Sequence[int]) -> str:
 
 def status(facts: Mapping[str, Any]) -> str:
     """One sentence: recipe, seeds, and how much of what was planned is done."""
-    count = len(facts["seeds"])
     done = [
         f"{facts[f'{what}_done']} of {facts[f'{what}_planned']} {name}"
         for what, name in (("trials", "trainings"), ("toys", "toy runs"), ("evaluations", "evaluations"))
         if facts[f"{what}_planned"]
     ]
-    return f"Recipe {facts['recipe']}, {count} seed{'s' if count > 1 else ''}: {listed(done)} done."
+    return f"Recipe {facts['recipe']}, {_number_of_seeds(facts)}: {listed(done)} done."
+
+
+def _number_of_seeds(facts: Mapping[str, Any]) -> str:
+    """3 seeds; 2 to 5 seeds a cell."""
+    counts = {len(seeds) for seeds in facts["seeds_by_cell"].values()} or {len(facts["seeds"])}
+    if len(counts) > 1:
+        return f"{min(counts)} to {max(counts)} seeds a cell"
+    (count,) = counts
+    return f"{count} seed{'s' if count > 1 else ''}"
+
+
+def _seeds(facts: Mapping[str, Any]) -> str:
+    """0, 1, 2; where cells differ: 0, 1 of 8 cells; 0, 1, 2 of table1/none, table1/linear."""
+    cells: dict[tuple[int, ...], list[str]] = {}
+    for cell, seeds in facts["seeds_by_cell"].items():
+        cells.setdefault(tuple(seeds), []).append(cell)
+    if len(cells) < 2:
+        return seeds_text(facts["seeds"])
+    return "; ".join(
+        f"{seeds_text(seeds)} of {', '.join(names) if len(names) < 4 else f'{len(names)} cells'}"
+        for seeds, names in sorted(cells.items(), key=lambda item: (len(item[0]), item[0]))
+    )
 
 
 def provenance_summary(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -88,7 +109,7 @@ def provenance_summary(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     memory = facts["peak_memory_bytes"]
     lines = [
         ("Recipe", facts["recipe"]),
-        ("Seeds", ", ".join(map(str, facts["seeds"]))),
+        ("Seeds", _seeds(facts)),
         ("Overrides", json.dumps(facts["overrides"], ensure_ascii=False) if facts["overrides"] else "none"),
         *_work(facts),
         ("First start, last end (UTC)", f"{minute(facts['started'])}, {minute(facts['finished'])}"),

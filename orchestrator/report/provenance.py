@@ -40,6 +40,7 @@ def provenance(plan: Plan, study: StudyPlan, records: Records, missing: Sequence
         "source": study.study.source,
         "recipe": study.recipe,
         "seeds": list(study.seeds),
+        "seeds_by_cell": _seeds_by_cell(study),
         "overrides": plan.overrides,
         "trials_planned": len(trainings),
         "trials_done": len(trained),
@@ -66,6 +67,15 @@ def provenance(plan: Plan, study: StudyPlan, records: Records, missing: Sequence
         ],
         "trials": {key: _trial(plan, key, cells, records) for key, cells in showing.items()},
     }  # fmt: skip
+
+
+def _seeds_by_cell(study: StudyPlan) -> dict[str, list[int]]:
+    """Of the trained cells, which may differ in how many seeds they have."""
+    seeds: dict[str, list[int]] = {}
+    for cell in study.cells:
+        if cell.case is None:
+            seeds.setdefault(cell.name, []).append(cell.seed)
+    return seeds
 
 
 def _trial(plan: Plan, key: str, cells: list[PlannedCell], records: Records) -> dict[str, Any]:

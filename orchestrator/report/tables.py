@@ -119,7 +119,7 @@ def fill(study: StudyPlan, cells: pd.DataFrame, missing: Sequence[Hole]) -> list
             name = table.name if names.count(table.name) == 1 else f"{member.name}.{table.name}"
             marks: dict[str, str] = {}
             rows = tuple(_fill_row(member, table, row, numbers, marks) for row in table.rows)
-            seeds = tuple(dict.fromkeys(seed for row in rows for seed in row.values))
+            seeds = tuple(sorted({seed for row in rows for seed in row.values}))
             notes = {mark: text for text, mark in marks.items()}
             filled.append(
                 FilledTable(

@@ -269,7 +269,7 @@ FLAGS: dict[str, list[str]] = {
     "a path with line breaks": ["plan", "./a\nb\nc\nd.yaml"],
     "seeds with a space for a comma": ["plan", "quickstart", "--seeds", "0 1"],
     "seeds with a comma too many": ["plan", "quickstart", "--seeds", "0,1,"],
-    "seeds of a range": ["plan", "quickstart", "--seeds", "0-4"],
+    "seeds of a falling range": ["plan", "quickstart", "--seeds", "4-0"],
     "seeds of 5,000 digits": ["plan", "quickstart", "--seeds", "9" * 5_000],
     "seeds without end": ["plan", "quickstart", "--seeds", ",".join(map(str, range(20_000))) + ",x"],
     "too many seeds": ["plan", "quickstart", "--seeds", ",".join(map(str, range(1_001)))],
