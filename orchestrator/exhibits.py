@@ -5,7 +5,7 @@ A cell is named as in its own study, or as `study/cell` where it is one of an in
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, assert_never
 
 from pydantic import Field, model_validator
 
@@ -244,6 +244,12 @@ def cells_of(shown: Table | Figure | Claim) -> list[str]:
             names = [*shown.cells, *line, *shown.compare, *(point.cell for point in shown.paper)]
         case ToyAlignmentFigure() | ToyEvolutionFigure():
             names = [shown.cell]
-        case _:
+        case ToySpectrumFigure() | TrainingFigure() | ScatterFigure():
             names = list(shown.cells)
+        case (
+            OrderClaim() | EquivalenceClaim() | LevelClaim() | TrendClaim() | PeakClaim() | CorrelationClaim()
+        ):
+            names = list(shown.cells)
+        case _:
+            assert_never(shown)
     return list(dict.fromkeys(names))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import assert_never
 
 from orchestrator.spec import Resources
 
@@ -65,14 +66,17 @@ class Packing:
             rooms = [(min(fits, 1), node) for fits, node in rooms]
         if sum(fits for fits, _ in rooms) < wanted:
             return False
-        if strategy == "pack":  # on as few nodes as possible
-            for fits, node in sorted(rooms, key=lambda room: -room[0]):
-                wanted -= node.take(footprint, min(fits, wanted))
-            return True
-        while wanted:  # a worker on each node that has room, and again
-            for fits, node in sorted(rooms, key=lambda room: -room[0]):
-                if wanted and fits and node.fits(footprint, 1):
-                    wanted -= node.take(footprint, 1)
+        match strategy:
+            case "pack":  # on as few nodes as possible
+                for fits, node in sorted(rooms, key=lambda room: -room[0]):
+                    wanted -= node.take(footprint, min(fits, wanted))
+            case "spread" | "strict_spread":
+                while wanted:  # a worker on each node that has room, and again
+                    for fits, node in sorted(rooms, key=lambda room: -room[0]):
+                        if wanted and fits and node.fits(footprint, 1):
+                            wanted -= node.take(footprint, 1)
+            case _:
+                assert_never(strategy)
         return True
 
 

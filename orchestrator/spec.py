@@ -136,6 +136,11 @@ class Recipe(Config):
     head: HeadConfig = NoHead(kind="none")
     augment: AugmentConfig = AugmentConfig()
     loss: LossConfig = LossConfig()
+    train_equivalents_apart: bool = Field(
+        False,
+        description="heads that are equal but for rounding, such as an orthogonal projector and none, each have a "
+        "training of their own, as in the paper",
+    )
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
     epochs: int = Field(ge=1, le=100_000)
@@ -180,9 +185,19 @@ class Recipe(Config):
             raise ValueError(f"toy.{unknown[0]}: unknown field; takes {', '.join(ToyConfig.model_fields)}")
         return self
 
+    @property
+    def _head(self) -> HeadConfig:
+        return canonical_head(
+            self.head,
+            self.backbone.representation_dim,
+            self.projector_dim,
+            self.loss,
+            self.train_equivalents_apart,
+        )
+
     def trial(self, seed: int) -> TrialConfig:
         """This recipe with one seed, in canonical form: equivalent configurations become equal."""
-        head = canonical_head(self.head, self.backbone.representation_dim, self.projector_dim)
+        head = self._head
         fields = {
             name: getattr(self, name) for name in TrialConfig.model_fields if name not in ("seed", "head")
         }
@@ -202,11 +217,13 @@ class Recipe(Config):
             protocol = canonical_probe(protocol)
         if not isinstance(protocol, SubvectorProbe):
             return protocol
-        dim = self.backbone.representation_dim
-        head = canonical_head(self.head, dim, self.projector_dim)
-        if protocol.d0 is None and not isinstance(head, SubvectorHead):
-            return None
-        d0 = absolute(head.d0 if protocol.d0 is None else protocol.d0, dim)
+        dim, head = self.backbone.representation_dim, self._head
+        wanted = protocol.d0
+        if wanted is None:
+            if not isinstance(head, SubvectorHead):
+                return None
+            wanted = head.d0
+        d0 = absolute(wanted, dim)
         if d0 > dim:
             raise ValueError(f"evaluations.subvector_probe.d0: got {d0}, takes at most D = {dim}")
         return protocol.model_copy(update={"d0": d0})

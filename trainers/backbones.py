@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet
@@ -25,12 +27,17 @@ def build_backbone(config: ResNet | ThinResNet, in_channels: int, generator: tor
     # process-wide random state.
     with torch.device("meta"):
         backbone: nn.Module
-        if isinstance(config, ThinResNet):
-            backbone = BottleneckNet(config.width, config.blocks, config.stem_stride, in_channels)
-        else:
-            backbone = _torchvision_resnet(config.kind, in_channels)
+        match config:
+            case ThinResNet():
+                backbone = BottleneckNet(config.width, config.blocks, config.stem_stride, in_channels)
+            case ResNet():
+                backbone = _torchvision_resnet(config.kind, in_channels)
+            case _:
+                assert_never(config)
     backbone.to_empty(device="cpu")
+    uninitialised = _versions(backbone)
     _initialise(backbone, config.zero_init_residual, generator)
+    _refuse_unset(backbone, uninitialised)
     backbone.representation_dim = config.representation_dim  # type: ignore[assignment]
     return backbone
 
@@ -75,6 +82,25 @@ def _stage(channels: int, width: int, blocks: int, stride: int) -> nn.Sequential
         shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out))
     first = Bottleneck(channels, width, stride, shortcut)
     return nn.Sequential(first, *(Bottleneck(out, width) for _ in range(blocks - 1)))
+
+
+def _versions(module: nn.Module) -> dict[str, int]:
+    """How often each parameter and buffer was written in place, by its name."""
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    return {name: tensor._version for name, tensor in tensors}
+
+
+def _refuse_unset(backbone: nn.Module, uninitialised: dict[str, int]) -> None:
+    """Refuse tensors that still hold what was in their memory.
+
+    Raises:
+        RuntimeError: naming the first of them; `_initialise` lacks a rule for its layer.
+    """
+    unset = [name for name, version in _versions(backbone).items() if version == uninitialised.get(name)]
+    if unset:
+        raise RuntimeError(
+            f"backbone: {unset[0]} has no initial value ({len(unset)} in all); `_initialise` lacks a rule for its layer"
+        )
 
 
 def _initialise(backbone: nn.Module, zero_init_residual: bool, generator: torch.Generator) -> None:

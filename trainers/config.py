@@ -1,50 +1,45 @@
 """What one trial is: frozen, validated, serialisable. Imports no torch, so that planning is instant.
 
 Sizes that should scale with the backbone are a `Dimension`: an absolute integer, or a fraction of
-the representation's dimension D, written "360/2048" or as a float in (0, 1].
+the representation's dimension D, written "360/2048".
 """
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, assert_never
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-# Short and without exponents: the exact Fraction of "1e-3000000" takes minutes.
-_FRACTION = re.compile(r"[0-9]{1,9}/[0-9]{1,9}|[0-9]{1,9}(\.[0-9]{1,18})?")
+_FRACTION = re.compile(r"[0-9]{1,9}/[0-9]{1,9}")
 
 
-def _check_dimension(value: int | float | str) -> int | float | str:
-    if isinstance(value, bool):
-        raise ValueError("takes a whole number or a fraction of D, not true/false")
-    if isinstance(value, int):
+def _check_dimension(value: Any) -> int | str:
+    # A float is refused, since 1.0 would be all of D where 1 is a single feature.
+    if isinstance(value, int) and not isinstance(value, bool):
         if not 1 <= value <= 2**20:
-            raise ValueError("an absolute dimension is between 1 and 1048576")
+            raise ValueError("expected an absolute dimension from 1 to 1048576")
         return value
-    try:
-        if isinstance(value, str) and not _FRACTION.fullmatch(value):
-            raise ValueError
-        fraction = Fraction(value)
-    except (ValueError, ZeroDivisionError):
-        raise ValueError('takes a whole number, or a fraction of D such as "360/2048" or 0.25') from None
-    if not 0 < fraction <= 1:
-        raise ValueError("a fraction of D lies in (0, 1]")
+    if not isinstance(value, str) or not _FRACTION.fullmatch(value):
+        raise ValueError('expected an integer, or a fraction of D such as "360/2048"')
+    numerator, denominator = map(int, value.split("/"))
+    if not 0 < numerator <= denominator:
+        raise ValueError("expected a fraction of D in (0, 1]")
     return value
 
 
-Dimension = Annotated[int | float | str, AfterValidator(_check_dimension)]
+Dimension = Annotated[int | str, BeforeValidator(_check_dimension)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0, le=1)]
 
 
-def absolute(dimension: int | float | str, representation_dim: int) -> int:
+def absolute(dimension: int | str, representation_dim: int) -> int:
     """A Dimension as a count of features: fractions of D are rounded to the nearest, at least 1."""
     if isinstance(dimension, int):
         return dimension
@@ -84,7 +79,13 @@ class ResNet(Config):
 
     @property
     def representation_dim(self) -> int:
-        return 2048 if self.kind == "resnet50" else 512
+        match self.kind:
+            case "resnet18" | "resnet34":
+                return 512
+            case "resnet50":
+                return 2048
+            case _:
+                assert_never(self.kind)
 
 
 class ThinResNet(Config):
@@ -117,7 +118,7 @@ class MlpHead(Config):
     """2-layer nonlinear projector: Linear, BN, ReLU, Linear, BN; no biases."""
 
     kind: Literal["mlp"]
-    hidden_dim: Dimension = 1.0
+    hidden_dim: Dimension = "1/1"
     out_dim: Dimension | None = Field(None, description="default: the recipe's projector_dim")
 
 
@@ -187,43 +188,75 @@ HeadConfig = Annotated[
 ]
 
 
-def canonical_head(head: Any, representation_dim: int, projector_dim: Dimension) -> Any:
+def canonical_head(
+    head: HeadConfig, representation_dim: int, projector_dim: Dimension, loss: LossConfig, apart: bool = False
+) -> HeadConfig:
     """The one configuration that stands for all heads with the same training.
 
-    Dimensions become absolute. DirectCLR is the fixed low-rank diagonal projector; any fixed head
-    with d0 = D leaves every normalised inner product as it is, so it is no projector at all.
+    Dimensions become absolute, and DirectCLR with d0 = D is no projector, whatever the loss. What changes no
+    inner product of normalised embeddings changes nothing under a loss of these alone: appended zeros (the
+    fixed low-rank diagonal projector is DirectCLR), and rotations and permutations of all features (an
+    orthogonal projector, trainable or fixed, is no projector: its own gradient is zero but for rounding).
 
     Args:
         head: a member of the `HeadConfig` union.
         representation_dim: D.
         projector_dim: output dimension of a trainable projector that names none.
+        loss: what the embeddings are for.
+        apart: keep rotations and permutations, which are no projector up to rounding only.
 
     Raises:
         ValueError: d0 > D, or D not divisible into the groups.
     """
-    D = representation_dim
-    if isinstance(head, MlpHead):
-        out = absolute(head.out_dim if head.out_dim is not None else projector_dim, D)
-        return MlpHead(kind="mlp", hidden_dim=absolute(head.hidden_dim, D), out_dim=out)
-    if isinstance(head, LinearHead):
-        out = absolute(head.out_dim if head.out_dim is not None else projector_dim, D)
-        return LinearHead(kind="linear", out_dim=out)
-    if isinstance(head, GroupedHead):
-        if D % head.groups:
-            raise ValueError(f"head.groups: D = {D} does not divide into {head.groups} groups")
-        return NoHead(kind="none") if head.groups == 1 else head
-    if isinstance(head, LowRankHead | SubvectorHead | DropoutHead):
-        d0 = absolute(head.d0, D)
-        if d0 > D:
-            raise ValueError(f"head.d0: got {d0}, takes at most the representation's dimension D = {D}")
-        if d0 == D:
-            return NoHead(kind="none")
-        if isinstance(head, LowRankHead) and not head.diagonal:
-            return LowRankHead(kind="low_rank", d0=d0)
-        if isinstance(head, DropoutHead):
-            return DropoutHead(kind="dropout", d0=d0)
-        return SubvectorHead(kind="subvector", d0=d0)
+    head = _sized(head, representation_dim, projector_dim)
+    if loss.of_normalised_inner_products:
+        if isinstance(head, LowRankHead) and head.diagonal:
+            head = SubvectorHead(kind="subvector", d0=head.d0)
+        if not apart and _permutes_or_rotates(head, representation_dim):
+            head = NoHead(kind="none")
+    if isinstance(head, SubvectorHead) and head.d0 == representation_dim:
+        return NoHead(kind="none")
     return head
+
+
+def _sized(head: HeadConfig, representation_dim: int, projector_dim: Dimension) -> HeadConfig:
+    """A head whose dimensions are absolute, and fit the representation."""
+    D = representation_dim
+    match head:
+        case NoHead() | DiagonalHead() | OrthogonalHead():
+            return head
+        case MlpHead():
+            out = absolute(projector_dim if head.out_dim is None else head.out_dim, D)
+            return MlpHead(kind="mlp", hidden_dim=absolute(head.hidden_dim, D), out_dim=out)
+        case LinearHead():
+            out = absolute(projector_dim if head.out_dim is None else head.out_dim, D)
+            return LinearHead(kind="linear", out_dim=out)
+        case GroupedHead():
+            if D % head.groups:
+                raise ValueError(f"head.groups: D = {D} does not divide into {head.groups} groups")
+            return head
+        case LowRankHead() | SubvectorHead() | DropoutHead():
+            d0 = absolute(head.d0, D)
+            if d0 > D:
+                raise ValueError(f"head.d0: got {d0}, takes at most the representation's dimension D = {D}")
+            return head.model_copy(update={"d0": d0})
+        case _:
+            assert_never(head)
+
+
+def _permutes_or_rotates(head: HeadConfig, representation_dim: int) -> bool:
+    """Whether a head with absolute sizes is an orthogonal matrix at every step."""
+    match head:
+        case OrthogonalHead():
+            return True
+        case LowRankHead() | DropoutHead():
+            return head.d0 == representation_dim
+        case GroupedHead():
+            return head.groups == 1
+        case NoHead() | MlpHead() | LinearHead() | DiagonalHead() | SubvectorHead():
+            return False
+        case _:
+            assert_never(head)
 
 
 # --- views, loss, optimisation ------------------------------------------------------------------
@@ -271,6 +304,15 @@ class LossConfig(Config):
 
     kind: Literal["infonce", "ntxent", "same_view"] = "infonce"
     temperature: float = Field(0.1, gt=0, le=100)
+
+    @property
+    def of_normalised_inner_products(self) -> bool:
+        """Whether the loss depends on inner products of normalised embeddings alone.
+
+        Heads are equivalent under such losses only (`canonical_head`). A loss that is not listed here has no
+        equivalent heads.
+        """
+        return self.kind in ("infonce", "ntxent", "same_view")
 
 
 class Lars(Config):
@@ -386,9 +428,21 @@ class LinearProbe(Config):
 
 def canonical_probe(probe: _Probe) -> _Probe:
     """The one configuration that stands for all with the same result: what a protocol ignores is at its default."""
-    ignored = ["crop_scale", "flip"] if probe.protocol == "cached" else []
-    if probe.solver == "lbfgs":
-        ignored += ["schedule", "select", "lr", "momentum", "batch_size", "epochs"]
+    ignored: list[str] = []
+    match probe.protocol:
+        case "cached":
+            ignored += ["crop_scale", "flip"]
+        case "reference":
+            pass
+        case _:
+            assert_never(probe.protocol)
+    match probe.solver:
+        case "lbfgs":
+            ignored += ["schedule", "select", "lr", "momentum", "batch_size", "epochs"]
+        case "sgd":
+            pass
+        case _:
+            assert_never(probe.solver)
     return probe.model_copy(update={name: LinearProbe.model_fields[name].default for name in ignored})
 
 

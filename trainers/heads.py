@@ -6,6 +6,8 @@ low rank. Random draws come from named streams of the trial's seed, so that all 
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -142,10 +144,24 @@ class LowRankHead(Head):
 
 
 class SubvectorHead(Head):
-    """DirectCLR (Section 6.2): z = r[:, :d0], the fixed low-rank diagonal projector of Table 2."""
+    """DirectCLR (Section 6.2): z = r[:, :d0].
+
+    To a loss of inner products it is the fixed low-rank diagonal projector of Table 2, `MaskedHead`.
+    """
 
     def forward(self, r: Tensor, step: int | None = None) -> Tensor:
         return r[:, : self.embedding_dim]  # (B, D) -> (B, d0)
+
+
+class MaskedHead(Head):
+    """Fixed low-rank diagonal projector (Table 2): z = diag(1, .., 1, 0, .., 0) r with d0 ones."""
+
+    def __init__(self, representation_dim: int, d0: int) -> None:
+        super().__init__(representation_dim)
+        self.d0 = d0
+
+    def forward(self, r: Tensor, step: int | None = None) -> Tensor:
+        return F.pad(r[:, : self.d0], (0, self.embedding_dim - self.d0))  # (B, D) -> (B, d0) -> (B, D)
 
 
 class DropoutHead(Head):
@@ -207,15 +223,24 @@ def build_head(config: configs.HeadConfig, representation_dim: int, seed: int) -
             if D % config.groups:
                 raise ValueError(f"head.groups: D = {D} does not divide into {config.groups} groups")
             return GroupedHead(D, config.groups, seed)
-    d0 = absolute(config.d0, D)
-    if d0 > D:
-        raise ValueError(f"head.d0: got {d0}, takes at most the representation's dimension D = {D}")
-    match config:
+        case configs.LowRankHead():
+            d0 = _checked_d0(config.d0, D)
+            return MaskedHead(D, d0) if config.diagonal else LowRankHead(D, d0, source)
+        case configs.SubvectorHead():
+            return SubvectorHead(_checked_d0(config.d0, D))
         case configs.DropoutHead():
-            return DropoutHead(D, d0, seed)
-        case configs.LowRankHead(diagonal=False):
-            return LowRankHead(D, d0, source)
-    return SubvectorHead(d0)
+            return DropoutHead(D, _checked_d0(config.d0, D), seed)
+        case _:
+            assert_never(config)
+
+
+def _checked_d0(dimension: configs.Dimension, representation_dim: int) -> int:
+    d0 = absolute(dimension, representation_dim)
+    if d0 > representation_dim:
+        raise ValueError(
+            f"head.d0: got {d0}, takes at most the representation's dimension D = {representation_dim}"
+        )
+    return d0
 
 
 def _out_dim(config: configs.MlpHead | configs.LinearHead, representation_dim: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import groupby
-from typing import Any, Literal, overload
+from typing import Any, Literal, assert_never, overload
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,13 @@ class Lars(torch.optim.Optimizer):
             gradients, decay = updates, group["weight_decay"]
             updates = list(torch._foreach_add(gradients, parameters, alpha=decay))
             sizes = _norms(parameters)
-            divisors = _norms(updates) if group["norm"] == "of_sum" else _norms(gradients) + decay * sizes
+            match group["norm"]:
+                case "of_sum":
+                    divisors = _norms(updates)
+                case "sum_of_norms":
+                    divisors = _norms(gradients) + decay * sizes
+                case norm:
+                    raise ValueError(f"Lars: norm: got {norm!r}, expected of_sum or sum_of_norms")
             torch._foreach_mul_(updates, _trust_ratios(sizes, divisors, group["trust_coefficient"]))
         momenta = [self._momentum(p) for p in parameters]
         torch._foreach_mul_(momenta, group["momentum"])
@@ -117,21 +123,27 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The configured optimizer over `parameters`; one-dimensional ones are never decayed."""
     parameters = list(parameters)
-    if isinstance(config, configs.Lars):
-        return Lars(
-            parameters,
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            trust_coefficient=config.trust_coefficient,
-            norm=config.norm,
-        )
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.dim() > 1]},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    if isinstance(config, configs.Sgd):
-        return torch.optim.SGD(
-            groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    match config:
+        case configs.Lars():
+            return Lars(
+                parameters,
+                lr=config.lr,
+                momentum=config.momentum,
+                weight_decay=config.weight_decay,
+                trust_coefficient=config.trust_coefficient,
+                norm=config.norm,
+            )
+        case configs.Sgd():
+            return torch.optim.SGD(
+                groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+            )
+        case configs.AdamW():
+            return torch.optim.AdamW(
+                groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+            )
+        case _:
+            assert_never(config)

@@ -6,6 +6,8 @@ does, is that of the loss over the whole batch, on any number of ranks.
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,8 +27,15 @@ def contrastive_loss(z1: Tensor, z2: Tensor, config: LossConfig) -> Tensor:
     Returns:
         A scalar in nats, float32 at least; summed over groups.
     """
-    loss = {"infonce": info_nce, "ntxent": nt_xent, "same_view": same_view}[config.kind]
-    return loss(z1, z2, config.temperature)
+    match config.kind:
+        case "infonce":
+            return info_nce(z1, z2, config.temperature)
+        case "ntxent":
+            return nt_xent(z1, z2, config.temperature)
+        case "same_view":
+            return same_view(z1, z2, config.temperature)
+        case _:
+            assert_never(config.kind)
 
 
 def info_nce(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, assert_never
 
 import torch
 from safetensors.torch import save_file
@@ -86,14 +86,17 @@ def save_backbone(
         OSError: the file can't be written.
     """
     tensors = {name: tensor.contiguous().clone() for name, tensor in checkpoint.backbone.items()}
-    if file_format == "torchvision":
-        torchvision_name(checkpoint)
-        _replace(path, lambda partial: torch.save(tensors, partial))
-        return
-    metadata = {"format": "pt"}
-    if checkpoint.trial is not None:
-        metadata["trial"] = checkpoint.trial.model_dump_json()
-    _replace(path, lambda partial: save_file(tensors, partial, metadata))
+    match file_format:
+        case "torchvision":
+            torchvision_name(checkpoint)
+            _replace(path, lambda partial: torch.save(tensors, partial))
+        case "safetensors":
+            metadata = {"format": "pt"}
+            if checkpoint.trial is not None:
+                metadata["trial"] = checkpoint.trial.model_dump_json()
+            _replace(path, lambda partial: save_file(tensors, partial, metadata))
+        case _:
+            assert_never(file_format)
 
 
 def _replace(path: Path, write: Callable[[Path], None]) -> None:

@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 
 Precision = Literal["float64", "float32", "bf16", "fp16"]
-_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_AUTOCAST = {"float64": None, "float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """A context for forward passes in a precision on a device."""
-    dtype = _HALF.get(precision)
+    dtype = _AUTOCAST[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)

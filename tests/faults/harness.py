@@ -40,7 +40,7 @@ title: One head, many seeds
 source: Table 1
 seeds: [0]
 cells:
-  - {name: half, label: one half, set: {head: {kind: subvector, d0: 0.5}}}
+  - {name: half, label: one half, set: {head: {kind: subvector, d0: 1/2}}}
 evaluations: [linear_probe, spectrum]
 tables:
   - {name: heads, title: Heads, source: Table 1, columns: [Head], rows: [{cell: half, columns: [half]}]}

@@ -26,7 +26,7 @@ title: A folder of images, and digits beside it
 source: Table 1
 seeds: [0]
 cells:
-  - {name: folder, label: of the folder, set: {head: {kind: subvector, d0: 0.5}}}
+  - {name: folder, label: of the folder, set: {head: {kind: subvector, d0: 1/2}}}
   - name: other
     label: of other data
     set:
@@ -335,7 +335,7 @@ title: One far too fast
 source: Table 1
 seeds: [0]
 cells:
-  - {name: half, label: one half, set: {head: {kind: subvector, d0: 0.5}}}
+  - {name: half, label: one half, set: {head: {kind: subvector, d0: 1/2}}}
   - {name: broken, label: far too fast, set: {optimizer: {kind: sgd, lr: 1e+30}}}
 evaluations: [linear_probe, spectrum]
 tables:

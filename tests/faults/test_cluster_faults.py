@@ -83,7 +83,7 @@ def test_a_changed_study_on_another_cluster_does_just_what_is_missing(tmp_path: 
     os.kill(process.pid, signal.SIGKILL)
     process.wait(30)
     before = {path: path.stat().st_mtime_ns for path in run.store.glob("trials/*/record.json")}
-    line = "  - {name: half, label: one half, set: {head: {kind: subvector, d0: 0.5}}}\n"
+    line = "  - {name: half, label: one half, set: {head: {kind: subvector, d0: 1/2}}}\n"
     whole = "  - {name: whole, label: all of it, set: {head: {kind: none}}}\n"
     (run.folder / "faulty.yaml").write_text(run.study.replace(line, line + whole))
     with standing_cluster(2, tag="changed") as cluster:

@@ -27,7 +27,7 @@ title: One trial that is hurt, and one that is not
 source: Table 1
 seeds: [0]
 cells:
-  - {name: hurt, label: the one hurt, set: {head: {kind: subvector, d0: 0.5}}}
+  - {name: hurt, label: the one hurt, set: {head: {kind: subvector, d0: 1/2}}}
   - {name: other, label: the other, set: {head: {kind: none}}}
 evaluations: [linear_probe, spectrum]
 tables:
@@ -145,7 +145,7 @@ def test_a_gang_whose_worker_is_lost_each_time_ends_with_a_line(
 
 
 GREEDY = STUDY.replace(
-    "set: {head: {kind: subvector, d0: 0.5}}", "set: {head: {kind: subvector, d0: 0.5}, %s}"
+    "set: {head: {kind: subvector, d0: 1/2}}", "set: {head: {kind: subvector, d0: 1/2}, %s}"
 )
 WIDE = "data.image_size: 64, batch_size: 640, epochs: 2"
 BEYOND_ALL = "head: {kind: mlp, hidden_dim: 1048576, out_dim: 1048576}"
@@ -179,7 +179,7 @@ def test_an_allocation_that_fails_ends_its_trial_alone_and_names_the_step(tmp_pa
 
 
 def test_a_model_larger_than_any_machine_ends_its_trial_alone(tmp_path: Path, told: Told) -> None:
-    run = Run(tmp_path, study=STUDY.replace("head: {kind: subvector, d0: 0.5}", BEYOND_ALL))
+    run = Run(tmp_path, study=STUDY.replace("head: {kind: subvector, d0: 1/2}", BEYOND_ALL))
     code, text = run.finish()
     assert code == 3, text
     assert f"out of memory; {REMEDY} (at its start)" in failing_line(text)

@@ -8,7 +8,7 @@ title: One head
 source: Table 1
 seeds: [0]
 cells:
-  - {name: half, label: one half, set: {head: {kind: subvector, d0: 0.5}}}
+  - {name: half, label: one half, set: {head: {kind: subvector, d0: 1/2}}}
 evaluations: [knn]
 tables:
   - name: heads

@@ -808,7 +808,7 @@ def test_rows_of_one_training_count_once_in_a_table_s_agreement(tmp_path):
         rows=(*table.rows, table.rows[2]),
         spec=table.spec.model_copy(update={"rows": (*table.spec.rows, table.spec.rows[2])}),
     )
-    assert table_agreement(study, table).rows.n == 6
+    assert table_agreement(study, table).rows.n == 5  # none and orthogonal are one training
     assert table_agreement(study, twice) == table_agreement(study, table)
 
 

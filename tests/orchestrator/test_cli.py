@@ -139,11 +139,11 @@ def test_planning_imports_neither_torch_nor_ray_nor_mlflow() -> None:
 def test_plan_shows_what_is_shared_and_what_it_costs(tmp_path: Path) -> None:
     done = ablate("plan", "quickstart", "--store", str(tmp_path))
     assert done.returncode == 0
-    assert "10 cells need 14 trainings" in done.stdout
+    assert "10 cells need 12 trainings" in done.stdout
     assert "= table1/directclr" in done.stdout
     assert "Time: about" in done.stdout
     plan = json.loads(ablate("plan", "quickstart", "--json", "--store", str(tmp_path)).stdout)
-    assert len(plan["to_train"]) == 14
+    assert len(plan["to_train"]) == 12
     assert {cell["trial"] for cell in plan["cells"]} == set(plan["trials"])
 
 

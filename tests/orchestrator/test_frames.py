@@ -68,7 +68,7 @@ def test_cells_that_share_a_training_show_the_same_number(plan, store):
     fill(plan, store)
     frame = cells_frame(plan.studies[0], store).set_index(["study", "cell", "seed", "metric"])["value"]
     assert frame["table1", "directclr", 1, "knn/top1"] == frame["table2", "low_rank_diagonal", 1, "knn/top1"]
-    assert len(plan.trials) == 14
+    assert len(plan.trials) == 12
 
 
 def test_an_empty_store_gives_an_empty_frame_of_the_same_types(plan, store):

@@ -19,22 +19,23 @@ from orchestrator.schedule import concurrency
 from orchestrator.spec import Resources, evaluation_key, trial_key
 from orchestrator.store import Store
 from tests.orchestrator.synthetic import bare_record
-from trainers.config import ToyRun, TrialConfig, absolute, canonical_head
+from trainers.config import LossConfig, ToyRun, TrialConfig, absolute, canonical_head
 
 
 def key(*sets: str, seed: int = 0) -> str:
     return trial_key(load_recipe("digits", sets).recipe.trial(seed), 1)
 
 
-def test_ten_cells_of_both_tables_need_seven_trainings_a_seed() -> None:
+def test_ten_cells_of_both_tables_need_six_trainings_a_seed() -> None:
     plan = make_plan(["quickstart"], seeds=(0, 1))
     assert len({(cell.study, cell.cell) for cell in plan.cells()}) == 10
-    assert len(plan.trials) == 14
+    assert len(plan.trials) == 12
     of = {(cell.name, cell.seed): cell.trial for cell in plan.cells()}
     for one, other in (
         ("table1/directclr", "table2/low_rank_diagonal"),
         ("table1/linear", "table2/trainable"),
         ("table1/none", "table2/none"),
+        ("table1/none", "table2/orthogonal"),
     ):
         assert of[one, 0] == of[other, 0]
         assert of[one, 0] != of[one, 1]
@@ -44,17 +45,54 @@ def test_ten_cells_of_both_tables_need_seven_trainings_a_seed() -> None:
     ("one", "other"),
     [
         ("head={kind: low_rank, d0: 45, diagonal: true}", "head={kind: subvector, d0: 360/2048}"),
-        ("head={kind: subvector, d0: 1.0}", "head={kind: none}"),
+        ("head={kind: subvector, d0: 1/1}", "head={kind: none}"),
         ("head={kind: subvector, d0: 256}", "head={kind: none}"),
         ("head={kind: low_rank, d0: 256}", "head={kind: none}"),
         ("head={kind: dropout, d0: 2048/2048}", "head={kind: none}"),
         ("head={kind: grouped, groups: 1}", "head={kind: none}"),
+        ("head={kind: orthogonal}", "head={kind: none}"),
         ("head={kind: linear}", "head={kind: linear, out_dim: 64}"),
-        ("head={kind: subvector, d0: 64}", "head={kind: subvector, d0: 0.25}"),
+        ("head={kind: mlp}", "head={kind: mlp, hidden_dim: 256, out_dim: 64}"),
+        ("head={kind: subvector, d0: 64}", "head={kind: subvector, d0: 1/4}"),
     ],
 )
 def test_equivalent_configurations_share_one_key(one: str, other: str) -> None:
     assert key(one) == key(other)
+
+
+ROTATIONS = (
+    "{kind: orthogonal}",
+    "{kind: low_rank, d0: 1/1}",
+    "{kind: dropout, d0: 1/1}",
+    "{kind: grouped, groups: 1}",
+)
+
+
+@pytest.mark.parametrize("head", ROTATIONS)
+def test_heads_that_are_equal_but_for_rounding_can_be_trained_apart(head: str) -> None:
+    apart = "train_equivalents_apart=true"
+    assert key(f"head={head}", apart) != key("head={kind: none}", apart) == key("head={kind: none}")
+
+
+def test_heads_that_are_the_same_arithmetic_share_a_training_even_apart() -> None:
+    apart = "train_equivalents_apart=true"
+    assert key("head={kind: subvector, d0: 1/1}", apart) == key("head={kind: none}", apart)
+    directclr = key("head={kind: subvector, d0: 45}", apart)
+    assert key("head={kind: low_rank, d0: 45, diagonal: true}", apart) == directclr
+
+
+def test_a_loss_that_is_not_declared_to_see_inner_products_alone_has_no_equivalent_heads() -> None:
+    new = LossConfig.model_construct(kind="not_declared", temperature=0.1)
+    for fields in (
+        {"kind": "orthogonal"},
+        {"kind": "low_rank", "d0": 8},
+        {"kind": "low_rank", "d0": 4, "diagonal": True},
+        {"kind": "dropout", "d0": 8},
+        {"kind": "grouped", "groups": 1},
+    ):
+        assert canonical_head(_head(fields), 8, 8, new) == _head(fields)
+        assert canonical_head(_head(fields), 8, 8, LossConfig()) != _head(fields)
+    assert canonical_head(_head({"kind": "subvector", "d0": "1/1"}), 8, 8, new).kind == "none"
 
 
 @pytest.mark.parametrize(
@@ -145,7 +183,7 @@ def test_cells_of_included_studies_are_checked_at_every_depth(tmp_path: Path) ->
 def test_the_whole_paper_shares_its_trainings() -> None:
     plan = make_plan(["paper"], "imagenet", (0,))
     trained = [key for key, config in plan.trials.items() if isinstance(config, TrialConfig)]
-    assert len(trained) == 17
+    assert len(trained) == 16
     assert len(plan.trials) - len(trained) == 4
     of = {cell.name: cell.trial for cell in plan.cells()}
     assert of["d0_sweep/full"] == of["d0_sweep/none"] == of["table1/none"] == of["spectra/none"]
@@ -183,10 +221,10 @@ def test_a_canonical_head_is_its_own_canonical_form(kind: str, d0: int, dim: int
     head = _head({"kind": kind, "d0": d0})
     if d0 > dim:
         with pytest.raises(ValueError, match="takes at most"):
-            canonical_head(head, dim, 8)
+            canonical_head(head, dim, 8, LossConfig())
         return
-    once = canonical_head(head, dim, 8)
-    assert canonical_head(once, dim, 8) == once
+    once = canonical_head(head, dim, 8, LossConfig())
+    assert canonical_head(once, dim, 8, LossConfig()) == once
     assert (once.kind == "none") == (d0 == dim)
 
 

@@ -76,14 +76,14 @@ def test_cells_csv_is_the_frame(plan, store):
 def test_provenance_sums_each_trial_once(plan, store):
     fill(plan, store)
     facts = json.loads((write_report(plan, plan.studies[0], store) / "provenance.json").read_text())
-    assert (facts["trials_planned"], facts["trials_done"]) == (14, 14)
-    assert facts["training_seconds"] == fsum([12.3] * 14)
-    assert facts["evaluation_seconds"] == fsum([0.7] * 14 * 3)
+    assert (facts["trials_planned"], facts["trials_done"]) == (12, 12)
+    assert facts["training_seconds"] == fsum([12.3] * 12)
+    assert facts["evaluation_seconds"] == fsum([0.7] * 12 * 3)
     assert facts["seeds"] == [0, 1]
     assert facts["missing"] == []
     assert facts["commits"] == [ENVIRONMENT["commit"]]
     assert facts["versions"]["torch"] == ["2.14.1"]
-    assert facts["hardware"][0]["trials"] == 14
+    assert facts["hardware"][0]["trials"] == 12
     assert facts["hardware"][0]["cpu"] == ENVIRONMENT["cpu"]
     assert facts["datasets"] == [{"name": "digits", "fingerprint": "5" * 64}]
     assert facts["started"] == stamp(0)
@@ -120,7 +120,7 @@ def test_machines_that_differ_are_all_named(plan, store):
     store.commit_trial(key, record)
     facts = make_report(plan, plan.studies[0], store).provenance
     assert [(place["cpu"], place["trials"]) for place in facts["hardware"]] == [
-        (ENVIRONMENT["cpu"], 13),
+        (ENVIRONMENT["cpu"], 11),
         ("Another CPU", 1),
     ]
     assert facts["versions"]["torch"] == ["2.14.1", "2.15.0"]
@@ -148,7 +148,7 @@ def test_the_page_shows_both_tables_with_the_papers_value_and_the_difference(pla
     assert "RankMe of representation" in overview[0]
     # a line per cell and one per study
     assert len(overview) == 1 + 10 + 2
-    assert len(trials) == 1 + 14
+    assert len(trials) == 1 + 12
 
 
 def test_the_page_says_why_a_number_is_missing(plan, store):
@@ -161,7 +161,7 @@ def test_the_page_says_why_a_number_is_missing(plan, store):
         "failed: NonFiniteLossError: loss is not finite at step 17 of mlp",
     ]
     assert page.text.count("loss is not finite at step 17 of mlp") >= 2  # the note under the table, too
-    assert "13 of 14 trainings" in page.text
+    assert "11 of 12 trainings" in page.text
 
 
 @pytest.mark.parametrize("text", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a & b < c"])
@@ -190,7 +190,7 @@ def test_no_text_of_a_study_or_an_error_becomes_html(plan, store, text):
 def test_an_empty_store_gives_a_report_of_holes(plan, store):
     made = files(make_report(plan, plan.studies[0], store))
     assert set(made) == NAMES
-    assert "0 of 14 trainings" in Page(made["index.html"]).text
+    assert "0 of 12 trainings" in Page(made["index.html"]).text
     assert len(make_report(plan, plan.studies[0], store).missing) == 20
     assert json.loads(made["provenance.json"])["training_seconds"] == 0
 

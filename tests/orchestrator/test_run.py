@@ -26,8 +26,8 @@ source: Table 1
 seeds: [0]
 cells:
   - {name: none, label: no projector, set: {head: {kind: none}}}
-  - {name: all, label: everything kept, set: {head: {kind: subvector, d0: 1.0}}}
-  - {name: half, label: one half, set: {head: {kind: subvector, d0: 0.5}}}
+  - {name: all, label: everything kept, set: {head: {kind: subvector, d0: 1/1}}}
+  - {name: half, label: one half, set: {head: {kind: subvector, d0: 1/2}}}
   - {name: broken, label: far too fast, set: {optimizer: {kind: sgd, lr: 1e+30}, schedule.warmup_epochs: 0}}
 evaluations: [linear_probe, subvector_probe, knn, spectrum]
 tables:

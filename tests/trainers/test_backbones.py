@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import scipy.stats
 import torch
@@ -9,7 +11,8 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
-from trainers.backbones import build_backbone
+from trainers import backbones
+from trainers.backbones import BottleneckNet, build_backbone
 from trainers.config import ResNet, ThinResNet
 
 
@@ -142,6 +145,44 @@ def test_initial_weights_are_kaiming_normal_with_unit_batch_norms(
     for draw in draws:
         sample = draw[:: max(1, len(draw) // 2000)].numpy()
         assert scipy.stats.kstest(sample, scipy.stats.norm.cdf).pvalue > 1e-5
+
+
+class _Grown(BottleneckNet):
+    """With a layer that the rule of initialisation does not know."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.grown = MAKE[self.kind]()
+
+    kind = "linear"
+
+
+MAKE = {
+    "linear": lambda: nn.Linear(4, 4),
+    "bias": lambda: nn.Conv2d(4, 4, 1, bias=True),
+    "norm": lambda: nn.LayerNorm(4),
+    "parameter": lambda: _Holder(nn.Parameter(torch.empty(3))),
+    "buffer": lambda: _Holder(torch.zeros((), dtype=torch.int64)),
+}
+
+
+class _Holder(nn.Module):
+    def __init__(self, tensor: torch.Tensor) -> None:
+        super().__init__()
+        if isinstance(tensor, nn.Parameter):
+            self.held = tensor
+        else:
+            self.register_buffer("held", tensor, persistent=False)
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_a_backbone_with_a_tensor_that_nothing_initialises_is_refused(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Grown, "kind", kind)
+    monkeypatch.setattr(backbones, "BottleneckNet", _Grown)
+    with pytest.raises(RuntimeError, match=r"backbone: grown\.\w+ has no initial value"):
+        build_backbone(thin(width=4, blocks=(1,)), 3, seeded())
 
 
 def test_a_backbone_trains() -> None:

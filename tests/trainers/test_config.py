@@ -19,32 +19,53 @@ from trainers.config import (
     absolute,
 )
 
-DIMENSION: TypeAdapter[int | float | str] = TypeAdapter(Dimension)
+DIMENSION: TypeAdapter[int | str] = TypeAdapter(Dimension)
 
 
 @pytest.mark.parametrize(
     ("value", "features"),
-    [(360, 360), ("360/2048", 360), ("1/1", 2048), (0.25, 512), ("0.25", 512), ("1", 2048), (1e-9, 1)],
+    [(360, 360), (1, 1), ("360/2048", 360), ("1/1", 2048), ("1/999999999", 1)],
 )
-def test_a_dimension_is_a_count_or_a_fraction_of_d(value: int | float | str, features: int) -> None:
+def test_a_dimension_is_a_count_or_a_fraction_of_d(value: int | str, features: int) -> None:
     assert DIMENSION.validate_python(value) == value
     assert absolute(value, 2048) == features
 
 
 @pytest.mark.parametrize(
     "value",
-    ["1e-3000000", "1e-3", "half", "", " 1/2", "1/2/3", "-1/2", "1_0/20", "٣/٤", "1/0", "0." + "1" * 10_000],
+    [
+        "1e-3000000",
+        "1e-3",
+        "half",
+        "",
+        " 1/2",
+        "1/2/3",
+        "-1/2",
+        "1_0/20",
+        "٣/٤",
+        "0." + "1" * 10_000,
+        "1",
+        "1.0",
+        "0.25",
+        True,
+        None,
+        1.0,
+        0.25,
+        360.0,
+        float("nan"),
+    ],
 )
-def test_other_text_is_refused_at_once_and_told_what_a_fraction_is(value: str) -> None:
+def test_a_float_and_other_text_are_refused_at_once(value: object) -> None:
+    """1 is a single feature, and 1.0 or "1" might be read as all of them."""
     started = time.perf_counter()
-    with pytest.raises(ValidationError, match=r'takes a whole number, or a fraction of D such as "360/2048"'):
+    with pytest.raises(ValidationError, match=r'expected an integer, or a fraction of D such as "360/2048"'):
         DIMENSION.validate_python(value)
     assert time.perf_counter() - started < 1
 
 
-@pytest.mark.parametrize("value", ["2049/2048", "0/2048", "360", 1.5, 0.0, -0.5])
-def test_a_fraction_outside_its_range_is_refused(value: float | str) -> None:
-    with pytest.raises(ValidationError, match=r"a fraction of D lies in \(0, 1\]"):
+@pytest.mark.parametrize("value", ["2049/2048", "0/2048", "1/0"])
+def test_a_fraction_outside_its_range_is_refused(value: str) -> None:
+    with pytest.raises(ValidationError, match=r"expected a fraction of D in \(0, 1\]"):
         DIMENSION.validate_python(value)
 
 

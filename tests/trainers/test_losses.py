@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -255,6 +256,31 @@ def problem(groups: int | None) -> tuple[Array, Array, Array]:
 def embed(x: Array, weight: Array, groups: int | None) -> Array:
     z = x @ weight.T
     return z if groups is None else z.reshape(len(z), groups, -1)
+
+
+@pytest.mark.parametrize("kind", typing.get_args(LossConfig.model_fields["kind"].annotation))
+def test_a_loss_declared_to_see_inner_products_alone_is_blind_to_rotations_permutations_and_zeros(
+    kind: str,
+) -> None:
+    """What `canonical_head` merges heads by: the loss, and its gradient on what lies before the head."""
+    config = LossConfig(kind=kind, temperature=0.3)
+    assert config.of_normalised_inner_products
+    rng = np.random.default_rng(3)
+    views = [torch.tensor(rng.normal(size=(9, 6)), requires_grad=True) for _ in range(2)]
+    rotation = torch.tensor(np.linalg.qr(rng.normal(size=(6, 6)))[0])
+    order = torch.tensor(rng.permutation(6))
+    found = []
+    for head in (
+        lambda z: z,
+        lambda z: z @ rotation,
+        lambda z: z[:, order],
+        lambda z: torch.cat([z, torch.zeros(9, 3)], dim=1),
+    ):
+        loss = contrastive_loss(*(head(z) for z in views), config)
+        found.append((loss, *torch.autograd.grad(loss, views)))
+    for other in found[1:]:
+        for got, wanted in zip(other, found[0], strict=True):
+            torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
 
 
 def rank_losses(kind: str, groups: int | None) -> tuple[float, Array, Array, Array, int]:

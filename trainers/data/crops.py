@@ -7,6 +7,7 @@ nor on the number of loader processes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -105,8 +106,13 @@ class _Crops:
 
     def __call__(self, position: tuple[int, Tensor]) -> tuple[Tensor, Tensor]:
         epoch, rows = position
-        crops = self._batched(epoch, rows) if self.mode == "batched" else self._per_image(epoch, rows)
-        return crops, self.split.labels[rows]
+        match self.mode:
+            case "batched":
+                return self._batched(epoch, rows), self.split.labels[rows]
+            case "per_image":
+                return self._per_image(epoch, rows), self.split.labels[rows]
+            case _:
+                assert_never(self.mode)
 
     def _batched(self, epoch: int, rows: Tensor) -> Tensor:
         assert self.images is not None

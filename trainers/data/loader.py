@@ -7,7 +7,7 @@ step) or (seed, epoch, image). A rank computes its rows of the global batch and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 import torch
 from PIL import Image
@@ -114,10 +114,13 @@ class _Views:
         epoch, step = position
         first = step * self.config.batch_size
         chosen = self.order(epoch)[first : first + self.config.batch_size][self.rows]
-        if self.config.augment.mode == "batched":
-            view1, view2 = self._batched(epoch, step, chosen)
-        else:
-            view1, view2 = self._per_image(epoch, chosen)
+        match self.config.augment.mode:
+            case "batched":
+                view1, view2 = self._batched(epoch, step, chosen)
+            case "per_image":
+                view1, view2 = self._per_image(epoch, chosen)
+            case _:
+                assert_never(self.config.augment.mode)
         return view1, view2, self.split.labels[chosen]
 
     def order(self, epoch: int) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, assert_never
 
 import numpy as np
 import torch
@@ -109,8 +109,8 @@ def _measured(
     for evaluation, d0 in evaluations:
         features.watch.beat(f"evaluation {evaluation.kind}")
         with full_float32():
-            result = _MEASURES[type(evaluation)](evaluation, features, d0)
-        splits = ("validation",) if isinstance(evaluation, Spectrum) else ("train", "validation")
+            measure, splits = _MEASURES[type(evaluation)]
+            result = measure(evaluation, features, d0)
         yield replace(result, corrupt_images=features.met(*splits))
 
 
@@ -229,11 +229,14 @@ class _SharedFeatures:
 
 
 def _measure_probe(config: LinearProbe, features: _SharedFeatures, d0: int | None) -> EvaluationResult:
-    if config.protocol == "reference":
-        result = features.trained((config, d0)).result
-    else:
-        seed, beat = features.trial.seed, features.watch.beat
-        result = linear_probe.linear_probe(*features.labelled(d0), config, seed, beat)
+    match config.protocol:
+        case "reference":
+            result = features.trained((config, d0)).result
+        case "cached":
+            seed, beat = features.trial.seed, features.watch.beat
+            result = linear_probe.linear_probe(*features.labelled(d0), config, seed, beat)
+        case _:
+            assert_never(config.protocol)
     metrics = {"top1": result.top1, "top5": result.top5, "loss": result.loss}
     if result.best_epoch is not None:
         metrics["best_epoch"] = float(result.best_epoch)
@@ -259,9 +262,10 @@ def _measure_spectrum(config: Spectrum, features: _SharedFeatures, d0: None) -> 
     return EvaluationResult(metrics, arrays)
 
 
-_MEASURES: dict[type, Callable[..., EvaluationResult]] = {
-    LinearProbe: _measure_probe,
-    SubvectorProbe: _measure_probe,
-    Knn: _measure_knn,
-    Spectrum: _measure_spectrum,
+_MEASURES: dict[type, tuple[Callable[..., EvaluationResult], tuple[_SplitName, ...]]] = {
+    LinearProbe: (_measure_probe, ("train", "validation")),
+    SubvectorProbe: (_measure_probe, ("train", "validation")),
+    Knn: (_measure_knn, ("train", "validation")),
+    Spectrum: (_measure_spectrum, ("validation",)),
 }
+"""By the kind of evaluation: what measures it, and the splits that it looks at."""

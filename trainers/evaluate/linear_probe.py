@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -64,19 +65,23 @@ def linear_probe(
         FloatingPointError: the fit diverged.
     """
     with torch.no_grad():
-        if config.solver == "lbfgs":
-            start = _initial_weights(num_classes, train.shape[1], seed)
-            weights, biases = _fit_lbfgs(train, train_labels, start, config, beat)
-            _require_finite(weights, biases, config)
-            return _measure(weights, biases, validation, validation_labels)
-        probe = SgdProbe(config, validation, validation_labels, num_classes, seed)
-        for epoch in range(config.epochs):
-            order = epoch_order(len(train), seed, epoch).to(train.device)
-            for rows in order.split(config.batch_size):
-                probe.step(train.index_select(0, rows), train_labels.index_select(0, rows), epoch)
-            probe.end_epoch(epoch)
-            beat(f"{config.kind}, epoch {epoch + 1}")
-        return probe.result
+        match config.solver:
+            case "lbfgs":
+                start = _initial_weights(num_classes, train.shape[1], seed)
+                weights, biases = _fit_lbfgs(train, train_labels, start, config, beat)
+                _require_finite(weights, biases, config)
+                return _measure(weights, biases, validation, validation_labels)
+            case "sgd":
+                probe = SgdProbe(config, validation, validation_labels, num_classes, seed)
+                for epoch in range(config.epochs):
+                    order = epoch_order(len(train), seed, epoch).to(train.device)
+                    for rows in order.split(config.batch_size):
+                        probe.step(train.index_select(0, rows), train_labels.index_select(0, rows), epoch)
+                    probe.end_epoch(epoch)
+                    beat(f"{config.kind}, epoch {epoch + 1}")
+                return probe.result
+            case _:
+                assert_never(config.solver)
 
 
 class SgdProbe:
@@ -117,7 +122,7 @@ class SgdProbe:
     @torch.no_grad()
     def end_epoch(self, epoch: int) -> None:
         """Measure, where this epoch may be the one that counts: of equally good ones the first."""
-        best = self.config.select == "best"
+        best = _reports_best(self.config)
         if not best and epoch + 1 < self.config.epochs:
             return
         measured = _measure(self.weights, self.biases.squeeze(1), self.validation, self.labels)
@@ -161,11 +166,25 @@ def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator(seed, "probe", epoch))
 
 
+def _reports_best(config: LinearProbe) -> bool:
+    match config.select:
+        case "best":
+            return True
+        case "last":
+            return False
+        case _:
+            assert_never(config.select)
+
+
 def _learning_rate(config: LinearProbe, epoch: int) -> float:
     """Over an epoch, counted from 0: torch's CosineAnnealingLR stepped after each (T_max = epochs, to 0)."""
-    if config.schedule == "constant":
-        return config.lr
-    return config.lr * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+    match config.schedule:
+        case "constant":
+            return config.lr
+        case "cosine":
+            return config.lr * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+        case _:
+            assert_never(config.schedule)
 
 
 def _initial_weights(num_classes: int, dim: int, seed: int) -> Tensor:

@@ -7,7 +7,7 @@ N x N matrix. All gradients are those of the loss summed over the batch, as in E
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, assert_never
 
 import torch
 from torch import Tensor
@@ -31,7 +31,13 @@ class Pairs:
     ) -> None:
         """`out` (M, N, N) is overwritten: fresh memory each step would cost as much as a product."""
         self.z, self.z2, self.kind, self.temperature = z, z2, kind, temperature
-        logits = _negative_distances(z, z2, out) if kind == "eq2" else _products(z, z2 / temperature, out)
+        match kind:
+            case "eq2":
+                logits = _negative_distances(z, z2, out)
+            case "inner_product":
+                logits = _products(z, z2 / temperature, out)
+            case _:
+                assert_never(kind)
         positive = logits.diagonal(dim1=1, dim2=2).clone()
         largest = logits.amax(dim=2, keepdim=True)
         alpha = logits.sub_(largest).exp_()

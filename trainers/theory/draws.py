@@ -7,7 +7,7 @@ cases of a figure change its numbers, and all cases share samples, batches and u
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, assert_never
 
 import torch
 from torch import Tensor
@@ -33,12 +33,16 @@ def initial_weights(config: ToyConfig, seed: int, networks: Sequence[int]) -> li
 
 def _initial_layer(config: ToyConfig, draws: torch.Generator) -> Tensor:
     dim = config.dim
-    if config.initial == "random":
-        gaussian = torch.randn(dim, dim, generator=draws, dtype=torch.float64)
-        return gaussian * (config.initial_scale / dim**0.5)
-    left, right = _orthogonal(dim, draws), _orthogonal(dim, draws)
-    values = torch.exp(-config.decay * torch.arange(dim, dtype=torch.float64))
-    return config.initial_scale * (left * values) @ right.T
+    match config.initial:
+        case "random":
+            gaussian = torch.randn(dim, dim, generator=draws, dtype=torch.float64)
+            return gaussian * (config.initial_scale / dim**0.5)
+        case "decaying":
+            left, right = _orthogonal(dim, draws), _orthogonal(dim, draws)
+            values = torch.exp(-config.decay * torch.arange(dim, dtype=torch.float64))
+            return config.initial_scale * (left * values) @ right.T
+        case _:
+            assert_never(config.initial)
 
 
 def _orthogonal(dim: int, draws: torch.Generator) -> Tensor:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
+from typing import assert_never
 
 import numpy as np
 
@@ -95,6 +96,8 @@ def find(claim: Claim, cells: Sequence[CellNumbers], seed_sd: float) -> Finding:
                 return _trend(claim, subjects)
             case PeakClaim():
                 return _peak(subjects, seed_sd)
+            case _:
+                assert_never(claim)
     except NothingSharedError as lack:
         return Finding(NOTHING_SHARED, f"{lack} have no seed in common", unit=subjects[0].unit)
 
@@ -105,9 +108,13 @@ def metric_name(metric: str) -> str:
 
 
 def _metrics(claim: OrderClaim | EquivalenceClaim | LevelClaim | TrendClaim | PeakClaim) -> list[str]:
-    if isinstance(claim, OrderClaim):
-        return [claim.metric_of(position) for position in range(len(claim.cells))]
-    return [claim.metric] * len(claim.cells)
+    match claim:
+        case OrderClaim():
+            return [claim.metric_of(position) for position in range(len(claim.cells))]
+        case EquivalenceClaim() | LevelClaim() | TrendClaim() | PeakClaim():
+            return [claim.metric] * len(claim.cells)
+        case _:
+            assert_never(claim)
 
 
 def _lacking(subjects: Sequence[Subject]) -> str:
@@ -190,7 +197,13 @@ def _equivalence(claim: EquivalenceClaim, subjects: Sequence[Subject], seed_sd: 
 def _level(claim: LevelClaim, subjects: Sequence[Subject]) -> Finding:
     side: Side
     opposite: Side
-    side, opposite = (1, -1) if claim.test == "above" else (-1, 1)
+    match claim.test:
+        case "above":
+            side, opposite = 1, -1
+        case "below":
+            side, opposite = -1, 1
+        case _:
+            assert_never(claim.test)
     levels = [mean_level(subject) for subject in subjects]
     worst = min(levels, key=lambda level: side * level.effect)
     which = f", the {'lowest' if side > 0 else 'highest'} of {len(levels)}," if len(levels) > 1 else ""
@@ -226,7 +239,7 @@ def _trend(claim: TrendClaim, subjects: Sequence[Subject]) -> Finding:
     return Finding(
         f"Page's trend test over {wording.count(len(shared), first.cell.repeat)}",
         sentence,
-        ClaimTest(rising, falling) if claim.test == "rising" else ClaimTest(falling, rising),
+        {"rising": ClaimTest(rising, falling), "falling": ClaimTest(falling, rising)}[claim.test],
         change.effect,
         change.interval,
         first.unit,

@@ -6,6 +6,7 @@ Tables and captions are made in `data` and `toy_data`, without matplotlib; `draw
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import assert_never
 
 import pandas as pd
 
@@ -110,3 +111,5 @@ def _fill(figure: Figure, source: Source) -> tuple[pd.DataFrame, str]:
             return toy_figure_data.alignment(figure, source)
         case ToyEvolutionFigure():
             return toy_figure_data.evolution(figure, source)
+        case _:
+            assert_never(figure)

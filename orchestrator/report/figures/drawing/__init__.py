@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, assert_never
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -32,3 +32,5 @@ def _draw(spec: exhibits.Figure, data: pd.DataFrame) -> Figure:
             return metrics.training(spec, data)
         case exhibits.ScatterFigure():
             return metrics.scatter(spec, data)
+        case _:
+            assert_never(spec)
