@@ -48,16 +48,34 @@ def absolute(dimension: int | str, representation_dim: int) -> int:
 
 # --- data ---------------------------------------------------------------------------------------
 
+MOST_GLYPHS = 642
+"""Characters that differ in shape and that all fonts of the data set `glyphs` have."""
+
 
 class DataConfig(Config):
     """Where images come from. `root` is where they lie on this machine and is no part of a trial's key."""
 
-    kind: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "stl10", "imagefolder"]
+    kind: Literal["digits", "glyphs", "fashion_mnist", "cifar10", "cifar100", "stl10", "imagefolder"]
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="what an imagefolder holds")
     root: str | None = None
     image_size: int = Field(ge=4, le=1024, description="side in pixels after the crop")
     train_images: int | None = Field(None, ge=2, description="use a fixed random subset of this size")
     validation_images: int | None = Field(None, ge=2)
+    classes: int | None = Field(None, ge=2, le=MOST_GLYPHS, description="of glyphs: how many characters")
+    images_per_class: int | None = Field(None, ge=1, le=10_000, description="of glyphs, to train on")
+    validation_images_per_class: int | None = Field(None, ge=1, le=10_000, description="of glyphs")
+    seed: int = Field(0, ge=0, lt=2**31, description="of glyphs: which characters, and how each is drawn")
+
+    @model_validator(mode="after")
+    def _drawn(self) -> DataConfig:
+        for field in ("classes", "images_per_class", "validation_images_per_class"):
+            if self.kind == "glyphs" and getattr(self, field) is None:
+                raise ValueError(f"{field}: expected a number for kind glyphs, got none")
+            if self.kind != "glyphs" and getattr(self, field) is not None:
+                raise ValueError(f"{field}: is for kind glyphs alone, got kind {self.kind}")
+        if self.kind != "glyphs" and self.seed:
+            raise ValueError(f"seed: is for kind glyphs alone, got kind {self.kind}")
+        return self
 
     @model_validator(mode="after")
     def _named_and_located(self) -> DataConfig:

@@ -19,6 +19,7 @@ Purpose = Literal[
     "head_noise",
     "probe",
     "split",
+    "glyphs",
     "toy_weights",
     "toy_data",
     "toy_batches",

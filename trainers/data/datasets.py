@@ -31,11 +31,14 @@ from trainers.data.formats import (
     find_files,
     gone,
 )
+from trainers.data.glyphs import read_glyphs
 from trainers.data.shards import check_shards, read_shards
 from trainers.locations import is_url
 from trainers.randomness import generator
 
 __all__ = ["UNLABELLED", "DataError", "Dataset", "DatasetArrays", "Split", "check_data", "load_dataset"]
+
+_READERS = {**READERS, "glyphs": read_glyphs}
 
 IMAGENET_MEAN: tuple[float, ...] = (0.485, 0.456, 0.406)
 IMAGENET_STD: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -145,9 +148,11 @@ def check_data(config: DataConfig, batch_size: int) -> None:
         _check_images(config)
     elif config.kind == "fashion_mnist":
         check_counts(config)
-    elif config.kind != "digits":
+    elif config.kind not in ("digits", "glyphs"):
         find_files(config)
     published = _TRAINING_IMAGES.get(config.kind)
+    if config.classes is not None and config.images_per_class is not None:
+        published = config.classes * config.images_per_class
     wanted = config.train_images or published
     if published is not None and wanted is not None and wanted > published:
         raise DataError(f"data.train_images: got {wanted}, takes at most the split's {published} images")
@@ -177,7 +182,7 @@ def load_dataset(
         root, (train, validation, names) = _list_images(config, beat, note)
         channels, mean, std = 3, IMAGENET_MEAN, IMAGENET_STD
     else:
-        train, validation, names = READERS[config.kind](config)
+        train, validation, names = _READERS[config.kind](config)
         assert train.images is not None
         channels = train.images.shape[1]
         mean, std = _moments(train.images)
