@@ -151,7 +151,7 @@ def _store_problem(root: str, name: str, content: str) -> str | None:
 
 def _data_problem(data: Iterable[tuple[DataConfig, int]]) -> str | None:
     for config, batch_size in data:
-        if config.kind == "digits":  # comes with a package; no need to import torch for it
+        if config.kind in ("digits", "glyphs"):  # come with packages; no need to import torch for them
             continue
         from trainers.data.datasets import DataError, check_data
 

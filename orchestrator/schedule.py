@@ -94,7 +94,7 @@ def run_jobs(
     """
     run = uuid.uuid4().hex[:8]
     leases = Leases(store.root, run)
-    data = shared_data(jobs)
+    data = shared_data(jobs, progress.say)
     assignments = {
         job.trial: assigned(job, recipe, store, executor, run, data.get(job.trial)) for job in jobs
     }

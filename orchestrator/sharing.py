@@ -23,11 +23,14 @@ class SharedData:
     reference: Any
 
 
-def shared_data(jobs: list[Job]) -> dict[str, SharedData]:
+def shared_data(jobs: list[Job], warn: Callable[[str], None]) -> dict[str, SharedData]:
     """Read each small data set of the jobs and put it into the object store; needs a connected Ray.
 
     Image folders stay where they are: they don't fit. So does what can't be read or stored here; its trials read, and
     complain, themselves.
+
+    Args:
+        warn: called with each sentence that reading has for people.
 
     Returns:
         By trial, of those whose data are there now. This process owns them: they last as long as it does.
@@ -43,18 +46,18 @@ def shared_data(jobs: list[Job]) -> dict[str, SharedData]:
             continue
         data = job.config.data
         try:
-            by_trial[job.trial] = there[data] = there.get(data) or _put(data)
+            by_trial[job.trial] = there[data] = there.get(data) or _put(data, warn)
         except (DataError, OSError, MemoryError, RayError):
             continue
     return by_trial
 
 
-def _put(data: DataConfig) -> SharedData:
+def _put(data: DataConfig, warn: Callable[[str], None]) -> SharedData:
     import ray
 
     from trainers.data.datasets import load_dataset
 
-    return SharedData(ray.put(load_dataset(data).arrays()))
+    return SharedData(ray.put(load_dataset(data, note=warn).arrays()))
 
 
 def dataset_in_place(data: SharedData | None, note: Callable[[str], None]) -> Dataset | None:

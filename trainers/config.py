@@ -433,6 +433,9 @@ class LinearProbe(Config):
     weight_decay: float = Field(1e-6, ge=0)
     batch_size: int = Field(256, ge=1)
     epochs: int = Field(100, ge=1, le=100_000)
+    tolerance: float = Field(
+        1e-7, gt=0, le=1e-2, description="of lbfgs: it has converged where no entry of the gradient is larger"
+    )
 
     @model_validator(mode="after")
     def _solvable(self) -> LinearProbe:

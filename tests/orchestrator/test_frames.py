@@ -10,7 +10,7 @@ from orchestrator.store import Store
 
 @pytest.fixture(scope="module")
 def plan():
-    return make_plan(["quickstart"])
+    return make_plan(["quickstart"], "digits")
 
 
 @pytest.fixture(scope="module")

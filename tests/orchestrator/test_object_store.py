@@ -179,7 +179,7 @@ def test_a_url_that_cannot_be_meant_is_refused_without_its_keys(url: str) -> Non
 def test_a_report_is_that_of_a_folder_with_the_same_records_and_lies_in_the_store(
     store: Store, tmp_path: Path
 ) -> None:
-    plan = make_plan(["table1"], seeds=(0,))
+    plan = make_plan(["table1"], "digits", seeds=(0,))
     folder = Store(tmp_path / "folder")
     for one in (store, folder):
         fill(plan, one, fail=[list(plan.trials)[1]], skip=[list(plan.trials)[2]])

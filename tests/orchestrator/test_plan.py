@@ -239,7 +239,7 @@ def _head(fields: dict[str, Any]) -> Any:
 def test_only_what_the_store_lacks_is_planned(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.prepare()
-    plan = make_plan(["table1"], seeds=(0,))
+    plan = make_plan(["table1"], "digits", seeds=(0,))
     everything = jobs(plan, store)
     assert len(everything) == 4
     assert all(job.train and len(job.evaluations) == 3 for job in everything)
@@ -310,7 +310,7 @@ def test_a_trial_read_back_from_its_record_has_the_same_key() -> None:
 
 def test_reports_of_changed_recipes_have_a_place_of_their_own() -> None:
     def label(*sets: str) -> str:
-        return make_plan(["table1"], sets=sets).studies[0].recipe
+        return make_plan(["table1"], "digits", sets=sets).studies[0].recipe
 
     assert label() == label("epochs=20") == label("data.root=/x", "resources.loader_processes=2") == "digits"
     assert label("optimizer.lr=1") == label("optimizer.lr=1.0") != label()

@@ -200,7 +200,7 @@ def test_a_node_with_other_code_ends_a_run_with_4_before_anything_is_trained(
     head: Head, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
-    done = installed(head, "run", "table1", "--address", head.address, "--store", str(store))
+    done = installed(head, "run", "table1", "--recipe", "digits", "--address", head.address, "--store", str(store))
     assert done.returncode == 4, done.stdout + done.stderr
     row = next(line for line in done.stdout.splitlines() if line.startswith("2 CPU"))
     assert re.search(r"1 +✓ +✗ +✓ +✓ +– +2", row), row
@@ -216,7 +216,7 @@ def test_every_node_is_looked_at_and_the_verb_trains_nothing(head: Head, tmp_pat
     store = tmp_path / "store"
     where = ("--address", head.address, "--store", str(store), "--json")
     # with the code's own folder, which Ray tells the nodes of: all have the same
-    done = head.ablate("preflight", "table1", *where)
+    done = head.ablate("preflight", "table1", "--recipe", "digits", *where)
     assert done.returncode == 0, done.stderr
     told = sorted((node["workers"], node["findings"]) for node in json.loads(done.stdout))
     assert told == [([0], []), ([2], [])]

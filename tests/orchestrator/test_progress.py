@@ -22,7 +22,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def started(folder: Path, train: bool = True) -> tuple[Progress, list[Job], io.StringIO]:
-    missing = jobs(make_plan(["table1"], seeds=(0,)), Store(folder))
+    missing = jobs(make_plan(["table1"], "digits", seeds=(0,)), Store(folder))
     if not train:
         missing = [
             Job(job.trial, job.config, False, job.evaluations, job.resources, job.label) for job in missing

@@ -159,7 +159,7 @@ HOSTILE = ["", "{", "null", "3", "[]", "[[]]", '"x"', "{}", '{"kind": []}', '{"k
 @pytest.mark.parametrize("tag", ["record", "failure", "artifacts", "evaluation.linear_probe"])
 @pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
 def test_a_tag_of_mlflow_may_say_anything(tag: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = make_plan(["quickstart"])
+    plan = make_plan(["quickstart"], "digits")
     study = plan.studies[0]
     key = next(iter(plan.trials))
     data = SimpleNamespace(tags={"trial_key": key, tag: value}, metrics={"pretrain/../x": 1.0})

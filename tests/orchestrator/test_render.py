@@ -26,7 +26,7 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def plan():
-    return make_plan(["quickstart"])
+    return make_plan(["quickstart"], "digits")
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_two_stores_with_the_same_records_give_the_same_report(plan, store, tmp_
     other = Store(tmp_path / "elsewhere")
     fill(plan, store)
     fill(plan, other)
-    fresh = make_plan(["quickstart"])
+    fresh = make_plan(["quickstart"], "digits")
     assert contents(write_report(plan, plan.studies[0], store)) == contents(
         write_report(fresh, fresh.studies[0], other, out=tmp_path / "out")
     )

@@ -53,7 +53,7 @@ def test_other_seeds_are_refused_with_what_is_expected(text: str) -> None:
 
 def uneven(cells: dict[str, int]) -> Plan:
     """Table 1 with seeds 0 to 3, of which some cells have the first n alone."""
-    whole = make_plan(["table1"], seeds=(0, 1, 2, 3))
+    whole = make_plan(["table1"], "digits", seeds=(0, 1, 2, 3))
     return whole.only(lambda study, cell: cell.seed < cells.get(cell.cell, 4))
 
 
@@ -93,7 +93,7 @@ def test_all_seeds_are_those_that_each_cell_was_trained_with(plan: Plan, store: 
 
 
 def test_a_failed_training_is_among_all_seeds_and_one_that_was_only_begun_is_not(tmp_path: Path) -> None:
-    plan, store = make_plan(["table1"], seeds=(0, 1, 2)), Store(tmp_path)
+    plan, store = make_plan(["table1"], "digits", seeds=(0, 1, 2)), Store(tmp_path)
     of = {(cell.cell, cell.seed): cell.trial for cell in plan.cells()}
     fill(plan, store, fail=[of["none", 1]], skip=[of["none", 2]])
     store.begin_trial(of["none", 2], plan.trials[of["none", 2]].model_dump(mode="json"))

@@ -124,7 +124,7 @@ def test_an_image_folder_is_no_arrays(tmp_path: Path) -> None:
     config = tiny(data=data, augment={"mode": "per_image"})
     with pytest.raises(ValueError, match="its images are files, takes a data set in memory"):
         load_dataset(config.data).arrays()
-    assert shared_data([job(config)]) == {}
+    assert shared_data([job(config)], print) == {}
 
 
 # --- in a Ray of its own, which reads its token's mode when it is first imported ------------------------
@@ -196,7 +196,7 @@ def look(folder: Path) -> dict[str, Any]:
         return {
             "once": _look_at_arrays(),
             "lost": _look_for_lost_ones(),
-            "missing": shared_data([job(cifar10(folder / "nowhere"))]),
+            "missing": shared_data([job(cifar10(folder / "nowhere"))], print),
             "inline": _run(folder / "inline", "inline"),
             "train": _run(folder / "train", "train"),
         }
@@ -207,7 +207,7 @@ def _look_at_arrays() -> dict[str, bool]:
 
     others = tiny(data={"kind": "digits", "image_size": 8, "train_images": 200})
     jobs = [job(), job(trial="1" * 20), job(others, trial="2" * 20)]
-    there = shared_data(jobs)
+    there = shared_data(jobs, print)
     first, second, third = (there[one.trial] for one in jobs)
     dataset = dataset_in_place(first, print)
     assert dataset is not None
@@ -228,7 +228,7 @@ def _look_for_lost_ones() -> tuple[Dataset | None, list[str]]:
 
     class Owner:
         def put(self) -> SharedData:
-            return shared_data([job()])[KEY]
+            return shared_data([job()], print)[KEY]
 
     owner = ray.remote(num_cpus=0)(Owner).remote()
     there = ray.get(owner.put.remote())

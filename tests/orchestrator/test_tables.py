@@ -111,7 +111,7 @@ def test_a_row_shows_mean_interval_paper_difference_and_n(full):
 
 
 def test_a_single_seed_shows_no_interval_and_the_table_says_so(tmp_path):
-    plan = make_plan(["table1"], seeds=(7,))
+    plan = make_plan(["table1"], "digits", seeds=(7,))
     fill(plan, Store(tmp_path))
     table = filled(plan, Store(tmp_path))[0]
     assert table.texts(table.rows[0]) == ("98.1", "66.5", "+31.6", "1")

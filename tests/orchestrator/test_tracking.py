@@ -61,7 +61,7 @@ def store(tmp_path, set_up):
 
 @pytest.fixture(scope="module")
 def plan():
-    return make_plan(["quickstart"])
+    return make_plan(["quickstart"], "digits")
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_a_study_becomes_one_parent_and_a_child_per_trial(plan, synced):
 def test_syncing_again_writes_nothing(plan, synced):
     before, dump = rows(synced), content(synced)
     assert sync(plan, synced) == tracking.SyncResult(unchanged=13)
-    fresh = make_plan(["quickstart"])
+    fresh = make_plan(["quickstart"], "digits")
     assert sync(fresh, Store(synced.root)) == tracking.SyncResult(unchanged=13)
     assert rows(synced) == before
     assert content(synced) == dump

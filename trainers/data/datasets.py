@@ -31,7 +31,7 @@ from trainers.data.formats import (
     find_files,
     gone,
 )
-from trainers.data.glyphs import read_glyphs
+from trainers.data.glyphs import other_pixels, read_glyphs
 from trainers.data.shards import check_shards, read_shards
 from trainers.locations import is_url
 from trainers.randomness import generator
@@ -183,6 +183,8 @@ def load_dataset(
         channels, mean, std = 3, IMAGENET_MEAN, IMAGENET_STD
     else:
         train, validation, names = _READERS[config.kind](config)
+        if config.kind == "glyphs" and (sentence := other_pixels()):
+            note(sentence)
         assert train.images is not None
         channels = train.images.shape[1]
         mean, std = _moments(train.images)

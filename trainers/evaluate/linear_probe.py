@@ -245,7 +245,7 @@ def _fit_lbfgs(
         [v],
         max_iter=_LBFGS_ITERATIONS,
         history_size=20,
-        tolerance_grad=1e-7 if dtype == torch.float64 else 1e-5,
+        tolerance_grad=config.tolerance if dtype == torch.float64 else max(config.tolerance, 1e-5),
         tolerance_change=0,
         line_search_fn="strong_wolfe",
     )
