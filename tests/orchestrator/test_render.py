@@ -95,7 +95,7 @@ def test_provenance_sums_each_trial_once(plan, store):
 
 
 def test_provenance_names_the_overrides_and_what_is_missing(store):
-    plan = make_plan(["table1"], sets=("epochs=4", "schedule.warmup_epochs=1"), seeds=(3,))
+    plan = make_plan(["table1"], "digits", sets=("epochs=4", "schedule.warmup_epochs=1"), seeds=(3,))
     first = next(iter(plan.trials))
     fill(plan, store, fail=[first], without=["knn"])
     facts = json.loads((write_report(plan, plan.studies[0], store) / "provenance.json").read_text())
