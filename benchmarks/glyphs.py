@@ -1,6 +1,6 @@
 """Seconds to draw the data set `glyphs`, and a contact sheet of it.
 
-    python benchmarks/glyphs.py docs/glyphs.png
+python benchmarks/glyphs.py docs/glyphs.png
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ GAP = 2
 ZOOM = 2
 
 
-def sheet(train: Split, validation: Split, rows: int, train_columns: int, validation_columns: int) -> Image.Image:
+def sheet(
+    train: Split, validation: Split, rows: int, train_columns: int, validation_columns: int
+) -> Image.Image:
     """A row a class, evenly spread over the classes: training fonts on the left, those held out on the right."""
     classes = int(train.labels.max()) + 1
     chosen = np.linspace(0, classes - 1, rows).round().astype(int)
@@ -40,7 +42,9 @@ def sheet(train: Split, validation: Split, rows: int, train_columns: int, valida
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", nargs="?", help="file of the contact sheet")
     parser.add_argument("--size", type=int, default=24)
     arguments = parser.parse_args()

@@ -47,12 +47,19 @@ def measure(recipe_name: str, setting: str, seed: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe")
-    parser.add_argument("settings", nargs="+", help="overrides of the recipe, with spaces between them; '': none")
+    parser.add_argument(
+        "settings", nargs="+", help="overrides of the recipe, with spaces between them; '': none"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    print("| setting | seed | probe top-1 | kNN top-1 | RankMe | loss | training CPU s | evaluation CPU s |", flush=True)
+    print(
+        "| setting | seed | probe top-1 | kNN top-1 | RankMe | loss | training CPU s | evaluation CPU s |",
+        flush=True,
+    )
     print("| :-- | --: | --: | --: | --: | --: | --: | --: |", flush=True)
     for setting in arguments.settings:
         print(measure(arguments.recipe, setting, arguments.seed), flush=True)

@@ -25,7 +25,16 @@ from trainers.files import MODEL
 
 pytestmark = [pytest.mark.network, pytest.mark.skipif(bool(machines.missing()), reason=machines.missing())]
 
-SMALL = ("--recipe", "digits", "--set", "epochs=2", "--set", "schedule.warmup_epochs=1", "--set", "toy.iterations=150")
+SMALL = (
+    "--recipe",
+    "digits",
+    "--set",
+    "epochs=2",
+    "--set",
+    "schedule.warmup_epochs=1",
+    "--set",
+    "toy.iterations=150",
+)
 
 
 @pytest.fixture(scope="module")

@@ -200,7 +200,9 @@ def test_a_node_with_other_code_ends_a_run_with_4_before_anything_is_trained(
     head: Head, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
-    done = installed(head, "run", "table1", "--recipe", "digits", "--address", head.address, "--store", str(store))
+    done = installed(
+        head, "run", "table1", "--recipe", "digits", "--address", head.address, "--store", str(store)
+    )
     assert done.returncode == 4, done.stdout + done.stderr
     row = next(line for line in done.stdout.splitlines() if line.startswith("2 CPU"))
     assert re.search(r"1 +✓ +✗ +✓ +✓ +– +2", row), row

@@ -27,7 +27,9 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def config(classes: int = 6, images: int = 24, validation: int = 8, size: int = 16, seed: int = 0) -> DataConfig:
+def config(
+    classes: int = 6, images: int = 24, validation: int = 8, size: int = 16, seed: int = 0
+) -> DataConfig:
     return DataConfig(
         kind="glyphs",
         image_size=size,
@@ -172,7 +174,7 @@ def test_the_published_drawings_have_the_published_digest_or_a_sentence_says_oth
         ({"kind": "glyphs", "classes": 5}, "images_per_class: expected a number"),
         ({"kind": "digits", "classes": 5}, "classes: is for kind glyphs"),
         ({"kind": "digits", "seed": 5}, "seed: is for kind glyphs"),
-        ({"kind": "glyphs", "classes": MOST_GLYPHS + 1}, "642"),
+        ({"kind": "glyphs", "classes": MOST_GLYPHS + 1}, "less than or equal to 642"),
     ],
 )
 def test_fields_that_are_missing_or_belong_to_another_kind_are_refused(
@@ -190,5 +192,5 @@ def test_a_batch_larger_than_the_drawn_split_is_refused() -> None:
 
 def test_fonts_that_are_gone_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(matplotlib, "get_data_path", lambda: str(tmp_path))
-    with pytest.raises(DataError, match="DejaVuSans.ttf"):
+    with pytest.raises(DataError, match=r"DejaVuSans\.ttf"):
         load_dataset(config())
