@@ -61,11 +61,12 @@ def measure(
         out: folder for metrics.json, and for an arrays.npz of each evaluation.
 
     Returns:
-        What was measured and how; `evaluations` maps each kind to its protocol, metrics and seconds.
+        What was measured and how; `evaluations` maps each kind to its protocol, metrics and seconds, `failed` those
+        that could not be made to their reasons.
 
     Raises:
-        SpecError: the file, the recipe, the data or a flag can't be used.
-        AblateError: a probe diverged, or the device has too little memory.
+        SpecError: the file, the recipe, the data or a flag can't be used, or no evaluation can be made.
+        AblateError: every probe diverged, or the device has too little memory.
     """
     source = load_recipe(recipe_name, sets)
     with _for_people(""):
@@ -91,6 +92,7 @@ def measure(
         "device": torch.cuda.get_device_name(place) if place.type == "cuda" else place.type,
         "numerics_version": EVALUATION_VERSION,
         "evaluations": {},
+        "failed": {},
     }
     _measure(checkpoint, trial, recipe, dataset, protocols, place, report, out)
     return report
@@ -251,6 +253,14 @@ def _measure(
     with _for_people(""):
         backbone, head = build_model(checkpoint, trial, dataset.channels, device)
         evaluations: Sequence[EvaluationConfig] = list(protocols.values())
+        waiting, errors = dict(protocols), list[Exception]()
+
+        def failed(error: Exception) -> None:
+            kind = next(iter(waiting))
+            del waiting[kind]
+            errors.append(error)
+            report["failed"][kind] = str(error)
+
         clock = time.perf_counter()
         results = evaluate(
             trial,
@@ -261,8 +271,11 @@ def _measure(
             resources.loader_processes,
             dataset,
             recipe.limits.corrupt_images,
+            failed=failed,
         )
-        for (kind, protocol), result in zip(protocols.items(), results, strict=True):
+        for result in results:
+            kind = next(iter(waiting))
+            protocol = waiting.pop(kind)
             report["evaluations"][kind] = {
                 "protocol": protocol.model_dump(mode="json"),
                 "metrics": result.metrics,
@@ -273,6 +286,8 @@ def _measure(
                 _make_folder(out / kind)
                 _write(out, kind, result.arrays, report)
             clock = time.perf_counter()
+        if errors and not report["evaluations"]:
+            raise errors[0]
 
 
 def _write(out: Path, kind: str, arrays: Arrays, report: dict[str, Any]) -> None:

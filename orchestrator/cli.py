@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import FrameType
@@ -393,8 +394,10 @@ def evaluate(
     )
     if as_json:
         print_json(measured)
-        return
-    show_measured(console, measured)
+    else:
+        show_measured(console, measured)
+    if measured["failed"]:
+        raise AblateError("; ".join(f"{kind}: {reason}" for kind, reason in measured["failed"].items()))
 
 
 @app.command(epilog="Example: `ablate export 3f9a1c --format torchvision --out resnet50.pth`")
@@ -549,15 +552,24 @@ def _refuse_inline_gangs(executor: str, footprints: Iterable[Resources]) -> None
 
 
 def _check_data(recipe: Recipe, missing: list[Job]) -> None:
-    """Refuse a data root that isn't there, or a batch larger than the data, before anything starts."""
+    """Refuse data that aren't there, or are fewer than a batch or an evaluation needs, before anything starts."""
     if not missing:
         return
-    from trainers.data.datasets import DataError, check_data
+    from trainers.data.datasets import DataError, check_data, check_evaluation
 
-    trained = [job.config for job in missing if isinstance(job.config, TrialConfig)]
-    for data, batch_size in {(config.data, config.batch_size) for config in trained}:
+    trained = [(job, job.config) for job in missing if isinstance(job.config, TrialConfig)]
+    batches = {(config.data, config.batch_size) for _, config in trained}
+    measured = {
+        (config.data.model_copy(update={"validation_images": job.validation_images[key]}), protocol)
+        for job, config in trained
+        for key, protocol in job.evaluations.items()
+    }
+    for data, check in (
+        *((data, partial(check_data, data, batch_size)) for data, batch_size in batches),
+        *((data, partial(check_evaluation, data, protocol)) for data, protocol in measured),
+    ):
         try:
-            check_data(data, batch_size)
+            check()
         except DataError as error:
             raise SpecError(f"recipe {recipe.name}: {error}") from None
         except OSError as error:  # a name too long, a loop of links

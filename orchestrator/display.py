@@ -85,6 +85,8 @@ def _setting(config: TrialConfig, recipe: Recipe) -> str:
     """The head with its sizes, and which other parts differ from the recipe's."""
     sizes = config.head.model_dump(exclude={"kind"}, exclude_defaults=True)
     plain = recipe.trial(config.seed)
+    data = plain.data.model_copy(update={"validation_images": None})  # no part of a training
+    plain = plain.model_copy(update={"data": data})
     changed = [name for name in TrialConfig.model_fields if getattr(config, name) != getattr(plain, name)]
     others = [f"own {name.replace('_', ' ')}" for name in changed if name != "head"]
     return " ".join([config.head.kind, *(f"{name}={value}" for name, value in sizes.items()), *others])

@@ -42,6 +42,18 @@ class ProcessLost(Exception):
     """A process of a trial died each time it was started; says how often, and what helps."""
 
 
+class EvaluationsFailed(Exception):
+    """Some of a trial's evaluations could not be made; the others are committed.
+
+    Attributes:
+        errors: by the key of the evaluation.
+    """
+
+    def __init__(self, errors: dict[str, Exception]) -> None:
+        super().__init__(errors)
+        self.errors = errors
+
+
 def failure(error: BaseException, raised: BaseException, where: str | None = None) -> dict[str, Any]:
     """A failed attempt as it is kept beside the trial: one line for people, the traceback for us.
 
@@ -50,6 +62,8 @@ def failure(error: BaseException, raised: BaseException, where: str | None = Non
         raised: what arrived here, which may wrap it and hold the worker's traceback as text.
         where: the work stood when last heard of, such as "step 120"; told where the error itself does not.
     """
+    if isinstance(error, EvaluationsFailed):
+        return _of_evaluations(error, where)
     line = redacted(_remedied(error))
     where = next(iter(getattr(error, "__notes__", ())), where)
     if where and not _AT_A_STEP.search(line):
@@ -60,6 +74,14 @@ def failure(error: BaseException, raised: BaseException, where: str | None = Non
         "traceback": redacted("".join(traceback.format_exception(raised))),
         "when": datetime.now(UTC).isoformat(timespec="microseconds"),
     }
+
+
+def _of_evaluations(error: EvaluationsFailed, where: str | None) -> dict[str, Any]:
+    """The first failure of an evaluation, with the reasons of all, and each one's own under its key."""
+    told = {key: failure(own, own, where) for key, own in error.errors.items()}
+    lines = {key: one["error"] for key, one in told.items()}
+    first = next(iter(told.values()))
+    return {**first, "error": "; ".join(dict.fromkeys(lines.values())), "evaluations": lines}
 
 
 def _remedied(error: BaseException) -> str:

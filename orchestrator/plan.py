@@ -78,6 +78,7 @@ class Plan:
     studies: list[StudyPlan] = field(default_factory=list)
     trials: dict[str, TrialConfig | ToyRun] = field(default_factory=dict)
     evaluations: dict[str, tuple[str, EvaluationConfig]] = field(default_factory=dict)
+    validation_images: dict[str, int | None] = field(default_factory=dict)  # of each evaluation
     resources: dict[str, Resources] = field(default_factory=dict)
     limits: dict[str, Limits] = field(default_factory=dict)
     toy_seconds: dict[str, float] = field(default_factory=dict)  # what their studies say that they cost
@@ -95,11 +96,13 @@ class Plan:
             studies.append(replace(study, cells=cells, seeds=seeds))
         left = [cell for study in studies for cell in study.cells]
         trials = {cell.trial for cell in left}
+        measured = {key for cell in left for key in cell.evaluations.values()}
         return replace(
             self,
             studies=studies,
             trials=_among(self.trials, trials),
-            evaluations=_among(self.evaluations, {key for cell in left for key in cell.evaluations.values()}),
+            evaluations=_among(self.evaluations, measured),
+            validation_images=_among(self.validation_images, measured),
             resources=_among(self.resources, trials),
             limits=_among(self.limits, trials),
             toy_seconds=_among(self.toy_seconds, trials),
@@ -115,7 +118,12 @@ def _among(values: dict[str, _Value], keys: Collection[str]) -> dict[str, _Value
 
 @dataclass(frozen=True)
 class Job:
-    """What the store lacks of one trial: its training, some evaluations, or both."""
+    """What the store lacks of one trial: its training, some evaluations, or both.
+
+    Attributes:
+        config: of the training, to which it is all one which images are validated on.
+        validation_images: so many images of the validation split each evaluation is made on, None for all.
+    """
 
     trial: str
     config: TrialConfig | ToyRun
@@ -124,6 +132,7 @@ class Job:
     resources: Resources
     label: str
     limits: Limits = field(default_factory=Limits)
+    validation_images: dict[str, int | None] = field(default_factory=dict)
 
     @property
     def is_toy(self) -> bool:
@@ -185,8 +194,18 @@ def jobs(plan: Plan, store: Store) -> list[Job]:
             if measured.get(evaluation) is None
         }
         if train or evaluations:
+            images = {evaluation: plan.validation_images[evaluation] for evaluation in evaluations}
             missing.append(
-                Job(key, config, train, evaluations, plan.resources[key], labels[key], plan.limits[key])
+                Job(
+                    key,
+                    config,
+                    train,
+                    evaluations,
+                    plan.resources[key],
+                    labels[key],
+                    plan.limits[key],
+                    images,
+                )
             )
     return missing
 
@@ -292,7 +311,13 @@ def _plan_cell(
     for seed in seeds:
         config = recipe.trial(seed)
         key = trial_key(config, NUMERICS_VERSION)
-        plan.trials.setdefault(key, config)
+        data = config.data.model_copy(update={"validation_images": None})
+        known = plan.trials.setdefault(key, config.model_copy(update={"data": data}))
+        if isinstance(known, TrialConfig) and known.data.root != config.data.root:
+            raise SpecError(
+                f"study {study.name}: cell {cell.name}: data.root: got {config.data.root}, where a cell with the same "
+                f"training has {known.data.root}; expected one root for all of them, or an own data.name for each"
+            )
         plan.resources.setdefault(key, recipe.resources)
         plan.limits.setdefault(key, recipe.limits)
         evaluations: dict[EvaluationKind, str] = {}
@@ -301,6 +326,7 @@ def _plan_cell(
             if protocol is not None:
                 evaluations[kind] = evaluation_key(config, key, protocol, EVALUATION_VERSION)
                 plan.evaluations.setdefault(evaluations[kind], (key, protocol))
+                plan.validation_images.setdefault(evaluations[kind], config.data.validation_images)
         planned.append(PlannedCell(study.name, cell.name, cell.label, seed, key, evaluations))
     return planned
 

@@ -118,6 +118,7 @@ class _Failure(_Checked):
     type: _Text = ""
     when: _Stamp | Literal[""] | None = None
     run: _Text = ""
+    evaluations: dict[_Key, _Text] = {}
 
 
 class _Note(_Checked):

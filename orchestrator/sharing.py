@@ -44,7 +44,7 @@ def shared_data(jobs: list[Job], warn: Callable[[str], None]) -> dict[str, Share
     for job in jobs:
         if not isinstance(job.config, TrialConfig) or job.config.data.kind == "imagefolder":
             continue
-        data = job.config.data
+        data = job.config.data.model_copy(update={"validation_images": None})
         try:
             by_trial[job.trial] = there[data] = there.get(data) or _put(data, warn)
         except (DataError, OSError, MemoryError, RayError):

@@ -10,6 +10,7 @@ import platform
 import resource
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -17,16 +18,17 @@ from typing import Any
 
 import torch
 
+from orchestrator.failures import EvaluationsFailed
 from orchestrator.leases import Fence
 from orchestrator.plan import Job
 from orchestrator.software import commit, versions
 from orchestrator.store import Store
 from trainers import EVALUATION_VERSION, NUMERICS_VERSION, THEORY_VERSION
 from trainers.checkpoint import DamagedError, read
-from trainers.config import ToyRun, TrialConfig
+from trainers.config import EvaluationConfig, ToyRun, TrialConfig
 from trainers.context import Interrupted, TrialContext
-from trainers.contrastive import load_model, make_reproducible, train
-from trainers.data.datasets import Dataset, load_dataset
+from trainers.contrastive import ContrastiveModel, load_model, make_reproducible, train
+from trainers.data.datasets import DataError, Dataset, load_dataset
 from trainers.evaluate import PROBE_STATES, evaluate
 from trainers.files import MODEL, sha256_of
 from trainers.theory import run_toys
@@ -144,7 +146,10 @@ def evaluate_trial(
     """Measure a trained trial; each evaluation is committed on its own.
 
     Args:
-        dataset: the trial's data, if they are loaded already.
+        dataset: the trial's data with all validation images, if they are loaded already.
+
+    Raises:
+        EvaluationsFailed: some cannot be made; the others are.
     """
     standing = _Standing(fence)
     with standing:
@@ -164,10 +169,49 @@ def _evaluate_trial(
     directory = store.trial_directory(job.trial)
     context = TrialContext(directory=directory, device=device, threads=job.resources.cpus_per_worker)
     make_reproducible(job.config, context)
-    note = partial(store.note, job.trial)
     if dataset is None:
-        dataset = load_dataset(job.config.data, beat, note)
+        whole = job.config.data.model_copy(update={"validation_images": None})
+        dataset = load_dataset(whole, beat, partial(store.note, job.trial))
     model = load_model(directory / "checkpoints" / MODEL, job.config, dataset, context)
+    errors: dict[str, Exception] = {}
+    for images, evaluations in _by_validation_images(job).items():
+        try:
+            measured_on = dataset.validated_on(images)
+        except DataError as error:
+            errors |= dict.fromkeys(evaluations, error)
+            continue
+        one = replace(job, evaluations=evaluations)
+        errors |= _commit_evaluations(one, model, measured_on, images, store, fence, executor, device, beat)
+    if errors:
+        raise EvaluationsFailed(errors)
+    fence.confirm()
+    for state in (directory / "checkpoints").glob(PROBE_STATES):
+        state.unlink(missing_ok=True)
+    store.clear_failure(job.trial)
+
+
+def _commit_evaluations(
+    job: Job,
+    model: ContrastiveModel,
+    dataset: Dataset,
+    images: int | None,
+    store: Store,
+    fence: Fence,
+    executor: str,
+    device: torch.device,
+    beat: Callable[[str], None],
+) -> dict[str, Exception]:
+    """Make a job's evaluations on one data set; the errors of those that cannot be made, by key."""
+    assert isinstance(job.config, TrialConfig)
+    checkpoints = store.trial_directory(job.trial) / "checkpoints"
+    weights = sha256_of(checkpoints / MODEL)
+    waiting, errors = dict(job.evaluations), dict[str, Exception]()
+
+    def failed(error: Exception) -> None:
+        key = next(iter(waiting))
+        del waiting[key]
+        errors[key] = error
+
     started, clock = _now(), time.perf_counter()
     results = evaluate(
         job.config,
@@ -179,12 +223,16 @@ def _evaluate_trial(
         dataset=dataset,
         corrupt_images=job.limits.corrupt_images,
         beat=beat,
-        note=lambda text: note(f"evaluation: {text}"),
-        states=directory / "checkpoints",
-        states_of=sha256_of(directory / "checkpoints" / MODEL),
+        note=lambda text: store.note(job.trial, f"evaluation: {text}"),
+        states=checkpoints,
+        # states of a probe hold what it measured so far, on these images
+        states_of=weights if images is None else f"{weights} on {images} images",
         guard=fence.confirm,
+        failed=failed,
     )
-    for (key, protocol), result in zip(job.evaluations.items(), results, strict=True):
+    for result in results:
+        key = next(iter(waiting))
+        protocol = waiting.pop(key)
         config = protocol.model_dump(mode="json")
         record = {
             "kind": "evaluation",
@@ -202,10 +250,17 @@ def _evaluate_trial(
             record["corrupt_images"] = result.corrupt_images
         store.commit_evaluation(key, config, record, result.arrays, fence.confirm)
         started, clock = _now(), time.perf_counter()
-    fence.confirm()
-    for state in (directory / "checkpoints").glob(PROBE_STATES):
-        state.unlink(missing_ok=True)
-    store.clear_failure(job.trial)
+    return errors
+
+
+def _by_validation_images(job: Job) -> dict[int | None, dict[str, EvaluationConfig]]:
+    """A job's evaluations, those together that are made on the same images."""
+    assert isinstance(job.config, TrialConfig)
+    groups: dict[int | None, dict[str, EvaluationConfig]] = {}
+    for key, protocol in job.evaluations.items():
+        images = job.validation_images.get(key, job.config.data.validation_images)
+        groups.setdefault(images, {})[key] = protocol
+    return groups
 
 
 class _Standing:

@@ -133,16 +133,29 @@ def holes(study: StudyPlan, records: Records) -> list[Hole]:
         if is_toy and cell.seed > 0:
             continue  # the networks of a cell come and fail together
         failure = records.trial_failure(cell.trial)
-        reason = f"failed: {one_line(failure['error'])}" if failure else "not done yet"
+        lacking: dict[str, str | None]  # what, and the key of an evaluation
         if records.trial_record(cell.trial) is None:
-            lacking = ["training"]
+            lacking = {"training": None}
         else:
-            lacking = [
-                kind for kind, key in cell.evaluations.items() if records.evaluation_record(key) is None
-            ]
+            lacking = {
+                kind: key for kind, key in cell.evaluations.items() if records.evaluation_record(key) is None
+            }
         seed = None if is_toy else cell.seed
-        found += [Hole(cell.study, cell.cell, cell.label, seed, what, cell.trial, reason) for what in lacking]
+        found += [
+            Hole(cell.study, cell.cell, cell.label, seed, what, cell.trial, _reason(failure, key))
+            for what, key in lacking.items()
+        ]
     return found
+
+
+def _reason(failure: Record | None, evaluation: str | None) -> str:
+    """Why something is missing: an evaluation that failed alone has a reason of its own."""
+    if failure is None:
+        return "not done yet"
+    error = failure["error"]
+    if "evaluations" in failure:
+        error = failure["evaluations"].get(evaluation)
+    return f"failed: {one_line(error)}" if error else "not done yet"
 
 
 def _cell_metrics(cell: PlannedCell, records: Records) -> dict[str, float]:

@@ -235,6 +235,15 @@ def test_a_device_that_is_not_there_is_refused(store: Store, released: dict[str,
         measured(released["export"], store, device="cuda")
 
 
+def test_what_else_can_be_measured_is_where_one_evaluation_cannot(
+    store: Store, released: dict[str, Path]
+) -> None:
+    sets = (*RELEASED, "evaluations.knn.k=100")
+    report = measured(released["export"], store, sets=sets, kinds="knn,spectrum")
+    assert report["failed"] == {"knn": "knn.k: got 100, takes at most the 60 training images"}
+    assert set(report["evaluations"]) == {"spectrum"}
+
+
 def test_a_probe_that_diverges_is_told(store: Store, released: dict[str, Path]) -> None:
     sets = (*RELEASED, "evaluations.linear_probe.lr=1e38", "evaluations.linear_probe.weight_decay=1.0")
     with pytest.raises(

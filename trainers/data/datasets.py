@@ -10,7 +10,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.config import DataConfig
+from trainers.config import DataConfig, EvaluationConfig, Knn
 from trainers.data.fetching import fetch_shards, list_shards
 from trainers.data.folders import class_names, find_folder, holds_shards, read_folder
 from trainers.data.formats import (
@@ -109,6 +109,14 @@ class Dataset:
         labels = tuple(split.labels.numpy() for split in splits)
         return DatasetArrays(self.name, images, labels, self.class_names, self.mean, self.std)
 
+    def validated_on(self, images: int | None) -> Dataset:
+        """The same with the fixed random subset of its validation split that `data.validation_images` asks for.
+
+        Raises:
+            DataError: the split is smaller.
+        """
+        return replace(self, validation=_subset(self.validation, images, "validation_images", 1))
+
     def fingerprint(self) -> str:
         """sha256 of the arrays in use; for an image folder, of its file names and sizes (a stat of each).
 
@@ -135,6 +143,14 @@ _TRAINING_IMAGES = {
     "cifar100": 50_000,
     "stl10": 105_000,
 }
+_LABELLED_IMAGES = {**_TRAINING_IMAGES, "stl10": 5_000}
+_VALIDATION_IMAGES = {
+    "digits": 500,
+    "fashion_mnist": 10_000,
+    "cifar10": 10_000,
+    "cifar100": 10_000,
+    "stl10": 8_000,
+}
 
 
 def check_data(config: DataConfig, batch_size: int) -> None:
@@ -158,6 +174,24 @@ def check_data(config: DataConfig, batch_size: int) -> None:
         raise DataError(f"data.train_images: got {wanted}, takes at most the split's {published} images")
     if wanted is not None and batch_size > wanted:
         raise DataError(f"batch_size: got {batch_size}, takes at most the {wanted} training images")
+
+
+def check_evaluation(config: DataConfig, evaluation: EvaluationConfig) -> None:
+    """Look whether the data has as many images as an evaluation needs, as far as that is known without reading it.
+
+    Raises:
+        DataError: kNN's k, or `validation_images`, exceeds the images.
+    """
+    validation = _VALIDATION_IMAGES.get(config.kind)
+    if validation and config.validation_images and config.validation_images > validation:
+        raise DataError(
+            f"data.validation_images: got {config.validation_images}, expected at most the split's {validation} images"
+        )
+    known = [count for count in (config.train_images, _LABELLED_IMAGES.get(config.kind)) if count]
+    if isinstance(evaluation, Knn) and known and evaluation.k > min(known):
+        raise DataError(
+            f"evaluations.knn.k: got {evaluation.k}, expected at most the {min(known)} training images"
+        )
 
 
 def load_dataset(

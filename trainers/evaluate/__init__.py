@@ -25,6 +25,8 @@ from trainers.evaluate.reference_probe import PROBE_STATES, ProbeStates, same_im
 
 __all__ = ["PROBE_STATES", "EvaluationResult", "evaluate"]
 
+_ONES_OWN = (ValueError, FloatingPointError, MemoryError, torch.OutOfMemoryError, torch.linalg.LinAlgError)
+"""Errors that say nothing of the evaluations that follow."""
 _SplitName = Literal["train", "validation"]
 _Probe = tuple[LinearProbe, int | None]
 """A protocol and its resolved d0, None for the whole representation."""
@@ -56,6 +58,7 @@ def evaluate(
     states: Path | None = None,
     states_of: str = "",
     guard: Callable[[], None] = lambda: None,
+    failed: Callable[[Exception], None] | None = None,
 ) -> Iterator[EvaluationResult]:
     """Run every evaluation on one extraction of the features; each result comes as soon as it is there.
 
@@ -75,6 +78,8 @@ def evaluate(
             (`PROBE_STATES`), to go on from; whoever keeps the results removes them. Without, they keep none.
         states_of: names the backbone's weights: states of others are not gone on from.
         guard: asked before each write into that folder; raises where this process must not.
+        failed: gets the error of an evaluation that cannot be made, which is left out of the results; the others
+            go on. Without, the error is raised.
 
     Raises:
         ValueError: a subvector probe's d0 is not resolved or exceeds D (at once), or kNN asks for more
@@ -90,7 +95,7 @@ def evaluate(
     features = _SharedFeatures(
         trial, backbone, head, torch.device(device), loader_processes, dataset, probes, watch
     )
-    return _measured(wanted, features)
+    return _measured(wanted, features, failed)
 
 
 def _probed_dim(trial: TrialConfig, probe: SubvectorProbe) -> int:
@@ -104,13 +109,22 @@ def _probed_dim(trial: TrialConfig, probe: SubvectorProbe) -> int:
 
 
 def _measured(
-    evaluations: list[tuple[EvaluationConfig, int | None]], features: _SharedFeatures
+    evaluations: list[tuple[EvaluationConfig, int | None]],
+    features: _SharedFeatures,
+    failed: Callable[[Exception], None] | None,
 ) -> Iterator[EvaluationResult]:
     for evaluation, d0 in evaluations:
         features.watch.beat(f"evaluation {evaluation.kind}")
-        with full_float32():
-            measure, splits = _MEASURES[type(evaluation)]
-            result = measure(evaluation, features, d0)
+        measure, splits = _MEASURES[type(evaluation)]
+        try:
+            with full_float32():
+                result = measure(evaluation, features, d0)
+        except _ONES_OWN as error:
+            if failed is None:
+                raise
+            error.add_note(f"evaluation {evaluation.kind}")
+            failed(error)
+            continue
         yield replace(result, corrupt_images=features.met(*splits))
 
 
