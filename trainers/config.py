@@ -138,6 +138,7 @@ class MlpHead(Config):
     kind: Literal["mlp"]
     hidden_dim: Dimension = "1/1"
     out_dim: Dimension | None = Field(None, description="default: the recipe's projector_dim")
+    final_norm: bool = Field(True, description="batch norm after the last layer, too, as in the released code")
 
 
 class LinearHead(Config):
@@ -245,7 +246,8 @@ def _sized(head: HeadConfig, representation_dim: int, projector_dim: Dimension) 
             return head
         case MlpHead():
             out = absolute(projector_dim if head.out_dim is None else head.out_dim, D)
-            return MlpHead(kind="mlp", hidden_dim=absolute(head.hidden_dim, D), out_dim=out)
+            hidden = absolute(head.hidden_dim, D)
+            return head.model_copy(update={"hidden_dim": hidden, "out_dim": out})
         case LinearHead():
             out = absolute(projector_dim if head.out_dim is None else head.out_dim, D)
             return LinearHead(kind="linear", out_dim=out)

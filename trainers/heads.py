@@ -56,7 +56,12 @@ class MlpHead(Head):
     """2-layer nonlinear projector (Table 1): Linear, BN, ReLU, Linear, BN; no biases."""
 
     def __init__(
-        self, representation_dim: int, hidden_dim: int, out_dim: int, source: torch.Generator
+        self,
+        representation_dim: int,
+        hidden_dim: int,
+        out_dim: int,
+        source: torch.Generator,
+        final_norm: bool = True,
     ) -> None:
         super().__init__(out_dim)
         self.layers = nn.Sequential(
@@ -64,7 +69,7 @@ class MlpHead(Head):
             nn.BatchNorm1d(hidden_dim),
             nn.ReLU(inplace=True),
             _linear(hidden_dim, out_dim, source),
-            nn.BatchNorm1d(out_dim),
+            nn.BatchNorm1d(out_dim) if final_norm else nn.Identity(),
         )
 
     def forward(self, r: Tensor, step: int | None = None) -> Tensor:
@@ -212,7 +217,8 @@ def build_head(config: configs.HeadConfig, representation_dim: int, seed: int) -
         case configs.NoHead():
             return NoHead(D)
         case configs.MlpHead():
-            return MlpHead(D, absolute(config.hidden_dim, D), _out_dim(config, D), source)
+            hidden = absolute(config.hidden_dim, D)
+            return MlpHead(D, hidden, _out_dim(config, D), source, config.final_norm)
         case configs.LinearHead():
             return LinearHead(D, _out_dim(config, D), source)
         case configs.DiagonalHead():
