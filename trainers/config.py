@@ -138,7 +138,9 @@ class MlpHead(Config):
     kind: Literal["mlp"]
     hidden_dim: Dimension = "1/1"
     out_dim: Dimension | None = Field(None, description="default: the recipe's projector_dim")
-    final_norm: bool = Field(True, description="batch norm after the last layer, too, as in the released code")
+    final_norm: bool = Field(
+        True, description="batch norm after the last layer, too, as in the released code"
+    )
 
 
 class LinearHead(Config):
