@@ -180,6 +180,17 @@ def test_the_mlp_head_is_linear_bn_relu_linear_bn_without_biases() -> None:
     assert np.abs(got - wanted).max() < 1e-12 * np.abs(wanted).max()
 
 
+def test_the_mlp_head_without_its_last_norm_gives_what_enters_that_norm_otherwise() -> None:
+    with_norm = build_head(EVERY_KIND["mlp"], D, 0).double()
+    without = build_head(
+        configs.MlpHead(kind="mlp", hidden_dim=10, out_dim=6, final_norm=False), D, 0
+    ).double()
+    r = torch.randn(32, D, dtype=torch.float64)
+    plain = without(r)
+    normed = (plain - plain.mean(0)) / (plain.var(0, unbiased=False) + 1e-5).sqrt()
+    torch.testing.assert_close(with_norm(r), normed)
+
+
 def test_the_linear_head_is_a_matrix_without_bias() -> None:
     head = build_head(EVERY_KIND["linear"], D, 0).double()
     (weight,) = head.parameters()
