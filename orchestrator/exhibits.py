@@ -232,6 +232,35 @@ class Statistics(Config):
     power: float = Field(0.8, gt=0.5, lt=1, description="for the number of seeds that would decide")
 
 
+def metrics_of(shown: Table | Figure | Claim) -> list[tuple[Metric, tuple[CellName, ...]]]:
+    """The metrics that a table, figure or claim is made of, each with the cells it is of; no cells means all.
+
+    Figures of spectra and of the course of a training are made of arrays and histories instead.
+    """
+    match shown:
+        case Table():
+            return [(row.metric or shown.metric, (row.cell,)) for row in shown.rows]
+        case CurveFigure():
+            line = (shown.line,) if shown.line else ()
+            return [(shown.metric, (*shown.cells, *line, *shown.compare))]
+        case ScatterFigure() | CorrelationClaim():
+            return [(shown.x, shown.cells), (shown.y, shown.cells)]
+        case OrderClaim():
+            return [(shown.metric_of(position), (cell,)) for position, cell in enumerate(shown.cells)]
+        case EquivalenceClaim() | LevelClaim() | TrendClaim() | PeakClaim():
+            return [(shown.metric, shown.cells)]
+        case (
+            TrainingFigure()
+            | SpectrumFigure()
+            | ToySpectrumFigure()
+            | ToyAlignmentFigure()
+            | ToyEvolutionFigure()
+        ):
+            return []
+        case _:
+            assert_never(shown)
+
+
 def cells_of(shown: Table | Figure | Claim) -> list[str]:
     """All cells that a table, figure or claim names, each once."""
     match shown:

@@ -8,8 +8,9 @@ from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
+from orchestrator import measured
 from orchestrator.errors import SpecError
-from orchestrator.exhibits import cells_of
+from orchestrator.exhibits import cells_of, metrics_of
 from orchestrator.library import RecipeSource, load_recipe, load_study, toy_case
 from orchestrator.messages import did_you_mean
 from orchestrator.spec import (
@@ -253,6 +254,7 @@ def _plan_study(
     ]
     for member, member_file in [(study, file), *members]:
         _refuse_unknown_cells(member, member_file, cells)
+        _refuse_unknown_metrics(member, member_file, cells, _metrics_of_cells(cells, members, plan))
     return StudyPlan(
         study,
         tuple(member for member, _ in members),
@@ -302,6 +304,44 @@ def _refuse_unknown_cells(study: Study, file: Path, cells: list[PlannedCell]) ->
                         f"{file}: {what}.{shown.name}: got cell {cell!r}{did_you_mean(cell, sorted(known))}, "
                         "takes a cell of an included study"
                     )
+
+
+def _metrics_of_cells(
+    cells: list[PlannedCell], members: list[tuple[Study, Path]], plan: Plan
+) -> dict[str, list[str]]:
+    """What is measured of each cell. A kind of evaluation that doesn't apply to a cell leaves a blank, not an error."""
+    kinds = {member.name: member.evaluations for member, _ in members}
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        config = plan.trials[cell.trial]
+        if isinstance(config, ToyRun):
+            assert cell.case is not None
+            found[cell.name] = list(config.cases[cell.case].metrics)
+            continue
+        metrics = measured.of_training()
+        for kind in kinds[cell.study]:
+            key = cell.evaluations.get(kind)
+            metrics += measured.of_evaluation(plan.evaluations[key][1]) if key else measured.of_kinds([kind])
+        found[cell.name] = metrics
+    return found
+
+
+def _refuse_unknown_metrics(
+    study: Study, file: Path, cells: list[PlannedCell], metrics: dict[str, list[str]]
+) -> None:
+    """Metrics that tables, figures and claims name, and that their cells' studies do not measure."""
+    for what in ("tables", "figures", "claims"):
+        for shown in getattr(study, what):
+            where = f"{file}: {what}.{shown.name}"
+            for metric, named in metrics_of(shown):
+                for cell in named:
+                    known = metrics[cell if "/" in cell else f"{study.name}/{cell}"]
+                    if problem := measured.problem(metric, known, f"of cell {cell}"):
+                        raise SpecError(f"{where}: {problem}")
+                if not named and not any(
+                    measured.frame_metric(metric) in known for known in metrics.values()
+                ):
+                    raise SpecError(f"{where}: got {metric!r}, which no cell of the study has")
 
 
 def _plan_cell(

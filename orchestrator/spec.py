@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from orchestrator.exhibits import Claim, Figure, Name, Statistics, Table, cells_of
+from orchestrator import measured
+from orchestrator.exhibits import Claim, Figure, Name, Statistics, Table, TrainingFigure, cells_of, metrics_of
 from trainers.config import (
     AugmentConfig,
     BackboneConfig,
@@ -283,10 +284,7 @@ class Study(Config):
             _refuse_repeats(what, [one.name for one in shown])
             for one in shown:
                 self._knows_cells(f"{what}.{one.name}", cells_of(one))
-        if self.toy is None:
-            for table in self.tables:
-                for metric in (table.metric, *(row.metric for row in table.rows if row.metric)):
-                    self._measures(f"tables.{table.name}.metric", metric)
+                self._knows_metrics(f"{what}.{one.name}", one)
         return self
 
     def _knows_cells(self, where: str, cells: list[str]) -> None:
@@ -303,12 +301,21 @@ class Study(Config):
                     + (f"; or study/cell of {', '.join(self.include)}" if self.include else "")
                 )
 
-    def _measures(self, where: str, metric: str) -> None:
-        kind = metric.split("/")[0]
-        if kind not in (*self.evaluations, "pretrain"):
-            raise ValueError(
-                f"{where}: got {metric!r}, takes a metric of this study's evaluations: {', '.join(self.evaluations)}"
-            )
+    def _knows_metrics(self, where: str, shown: Table | Figure | Claim) -> None:
+        """Names alone; whether the cells named have them is checked when the plan knows how each is run."""
+        if self.include:
+            known, whose = measured.every_metric(), "that is measured"
+        elif self.toy is not None:
+            known, whose = list(ToyConfig(layers=2).metrics), "of toy networks"
+        else:
+            known = [*measured.of_kinds(self.evaluations), *measured.of_training()]
+            whose = f"of this study's evaluations ({', '.join(self.evaluations)})"
+        problems = [measured.problem(metric, known, whose) for metric, _ in metrics_of(shown)]
+        if isinstance(shown, TrainingFigure):
+            epochs = TrialConfig.EPOCH_METRICS
+            problems += [measured.problem(metric, epochs, "of an epoch") for metric in shown.metrics]
+        for problem in filter(None, problems):
+            raise ValueError(f"{where}: {problem}")
 
 
 def _check_root(data: DataConfig) -> None:

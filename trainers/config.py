@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from typing import Annotated, Any, Literal, TypeVar, assert_never
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, assert_never
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -376,7 +376,24 @@ class ScheduleConfig(Config):
 
 
 class TrialConfig(Config):
-    """One cell resolved under a recipe with one seed. `batch_size` is global, whatever the world size."""
+    """One cell resolved under a recipe with one seed. `batch_size` is global, whatever the world size.
+
+    Attributes:
+        EPOCH_METRICS: what each epoch's entry of the history may hold; `online_top1` where there are labels and
+            an online probe.
+    """
+
+    EPOCH_METRICS: ClassVar[tuple[str, ...]] = (
+        "loss",
+        "online_top1",
+        "representation_rankme",
+        "embedding_rankme",
+        "epoch",
+        "lr",
+        "seconds",
+        "images_per_second",
+        "corrupt_images",
+    )
 
     seed: int = Field(ge=0, lt=2**31)
     data: DataConfig
@@ -441,6 +458,12 @@ class LinearProbe(Config):
         1e-7, gt=0, le=1e-2, description="of lbfgs: it has converged where no entry of the gradient is larger"
     )
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of what it measures."""
+        best = ("best_epoch",) if self.solver == "sgd" and self.select == "best" else ()
+        return ("top1", "top5", "loss", *best)
+
     @model_validator(mode="after")
     def _solvable(self) -> LinearProbe:
         if self.protocol == "reference" and self.solver == "lbfgs":
@@ -485,12 +508,23 @@ class Knn(Config):
     k: int = Field(20, ge=1, le=10_000)
     temperature: float = Field(0.07, gt=0)
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of what it measures."""
+        return ("top1", "top5")
+
 
 class Spectrum(Config):
     """Singular values of the covariance (Eq. 1) and RankMe, of representation and embedding."""
 
     kind: Literal["spectrum"] = "spectrum"
     normalize: bool = Field(True, description="L2-normalise each vector first, as the released code does")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of what it measures."""
+        names = ("rankme", "effective_rank", "directions", "collapsed_fraction")
+        return tuple(f"{space}/{name}" for space in ("representation", "embedding") for name in names)
 
 
 EvaluationConfig = Annotated[
@@ -534,6 +568,30 @@ class ToyConfig(Config):
         0.001, gt=0, description="of the loss averaged over the batch; stable below 2 / amplitude"
     )
     record_every: int = Field(100, ge=1)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of what is measured; those of growth are left out where no pair of directions aligned."""
+        names = [
+            "loss",
+            "collapsed_directions",
+            "collapsed_directions_at_start",
+            "newly_collapsed_directions",
+            "embedding_effective_rank",
+        ]
+        affine = not self.relu or self.layers == 1
+        if affine:
+            names += ["vanished_weight_directions", "smallest_weight_ratio"]
+        if affine and not self.bias and self.layers > 1:
+            names += [
+                "alignment_diagonal",
+                "alignment_top_diagonal",
+                "alignment_off_diagonal",
+                "conserved_drift",
+                "growth_correlation",
+                "growth_slope",
+            ]
+        return tuple(f"theory/{name}" for name in names)
 
     @model_validator(mode="after")
     def _fits(self) -> ToyConfig:

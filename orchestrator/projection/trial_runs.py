@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
+from orchestrator.measured import metric_name
 from orchestrator.plan import Plan, PlannedCell, StudyPlan
 from orchestrator.projection.content import TAG_LIMIT, Artifact, Point, RunContent, canonical, milliseconds
 from orchestrator.projection.parameters import ABSENT, parameters
 from orchestrator.records import Arrays, Record
 from orchestrator.report.escape import one_line
-from orchestrator.report.frames import Records, metric_name
+from orchestrator.report.frames import Records
 from orchestrator.report.statistics import mean_interval
 from trainers.config import ToyRun, TrialConfig
 from trainers.files import HISTORY, SPECTRA

@@ -10,13 +10,12 @@ from typing import Protocol
 import pandas as pd
 
 from orchestrator.exhibits import Table, TableRow
+from orchestrator.measured import OF_TRAINING, frame_metric, metric_name
 from orchestrator.plan import PlannedCell, StudyPlan
 from orchestrator.records import Arrays, Record
 from orchestrator.report.escape import one_line
 
 COLUMNS = ("study", "cell", "label", "recipe", "seed", "trial", "metric", "value", "paper")
-SHOWN_OF_TRAINING = ("loss", "online_top1")
-"""What is kept of a training's own metrics; its speed and times belong to the provenance."""
 
 
 class Records(Protocol):
@@ -90,14 +89,9 @@ class Hole:
     reason: str
 
 
-def metric_name(kind: str, name: str) -> str:
-    """`top1` of a linear probe is `linear_probe/top1`; a spectrum's metrics carry their subject already."""
-    return name if kind == "spectrum" else f"{kind}/{name}"
-
-
 def row_metric(table: Table, row: TableRow) -> str:
     """The metric that a row of a table shows, as the frame names it."""
-    return (row.metric or table.metric).removeprefix("spectrum/")
+    return frame_metric(row.metric or table.metric)
 
 
 def cells_frame(study: StudyPlan, records: Records) -> pd.DataFrame:
@@ -176,4 +170,4 @@ def _cell_metrics(cell: PlannedCell, records: Records) -> dict[str, float]:
         for name, value in sorted(evaluation["metrics"].items())
     }
     trained = record.get("metrics", {})
-    return metrics | {f"pretrain/{name}": trained[name] for name in SHOWN_OF_TRAINING if name in trained}
+    return metrics | {f"pretrain/{name}": trained[name] for name in OF_TRAINING if name in trained}

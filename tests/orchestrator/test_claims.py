@@ -93,6 +93,7 @@ def plan_of(claims, cells, *, seeds=3, trials=None, toy=False, **statistics):
         evaluations=["linear_probe", "subvector_probe", "knn", "spectrum"],
         claims=claims,
         statistics=statistics,
+        **({"toy": {}} if toy else {}),
     )
     planned = tuple(
         PlannedCell("study", name, name, seed, (trials or {}).get(name, name) + f"-{seed}",
@@ -255,7 +256,7 @@ def test_cells_that_differ_by_more_than_the_margin_contradict_equivalence():
 def test_a_level_is_the_one_sample_t_of_the_cell_nearest_to_it(test, side, verdict):
     values = {"a": [0.9, 0.95, 0.93, 0.91], "b": [0.5, 0.55, 0.52, 0.51]}
     found = verdict_on(
-        claim(test, ["a", "b"], metric="theory/alignment", value=0.4), values, "theory/alignment"
+        claim(test, ["a", "b"], metric="representation/collapsed_fraction", value=0.4), values, "representation/collapsed_fraction"
     )
     assert found.verdict == verdict
     p_values = [ttest_1samp(row, 0.4, alternative="greater").pvalue for row in values.values()]
@@ -384,7 +385,7 @@ def test_a_trend_over_seeds_is_page_s_and_falls_where_it_does_not_rise():
 
 def test_a_trend_of_one_seed_says_so_and_counts_orders():
     values = {name: [float(level)] for level, name in enumerate("abcdef")}
-    found = verdict_on(claim("rising", list("abcdef"), metric="theory/x"), values, "theory/x")
+    found = verdict_on(claim("rising", list("abcdef"), metric="representation/rankme"), values, "representation/rankme")
     assert found.p == pytest.approx(2 / 720)
     assert found.verdict == "supported"
     assert "one seed" in found.test
@@ -393,7 +394,7 @@ def test_a_trend_of_one_seed_says_so_and_counts_orders():
 
 def test_values_that_differ_by_rounding_alone_show_no_trend():
     values = {name: [1.0 + 1e-15 * level] * 10 for level, name in enumerate("abcdef")}
-    assert verdict_on(claim("rising", list("abcdef"), metric="theory/x"), values, "theory/x").p == 1
+    assert verdict_on(claim("rising", list("abcdef"), metric="representation/rankme"), values, "representation/rankme").p == 1
 
 
 def test_a_peak_takes_one_inner_cell_above_both_ends():
@@ -519,7 +520,7 @@ def test_two_names_of_one_training_are_equal_by_construction_and_cost_no_alpha()
 
 def test_networks_of_a_theory_study_are_its_replicates():
     values = {"k0": [16.0, 15.5, 16.0, 15.8], "k8": [8.0, 8.1, 8.0, 8.3]}
-    rank = "theory/rank"
+    rank = "theory/embedding_effective_rank"
     found = verdict_on(claim("order", ["k0", "k8"], metric=rank), values, rank, toy=True)
     assert (found.verdict, found.seeds, found.unit) == ("supported", 4, "")
     assert found.test == "paired t over 4 networks"

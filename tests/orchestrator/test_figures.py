@@ -403,7 +403,7 @@ def test_cells_that_a_kind_of_figure_cannot_show_are_told(tmp_path):
                 "cells": ["half", "mlp"],
                 "paper": [{"cell": "random", "paper": 43.0}],
             },
-            {"name": "wrong", "kind": "training", "metrics": ["absent"], "cells": ["none"]},
+            {"name": "wrong", "kind": "training", "metrics": ["corrupt_images"], "cells": ["none"]},
         ],
         toys=[
             {"name": "deep", "kind": "toy_spectrum", "of": "weight", "log": False, "cells": ["one", "deep"]},
@@ -414,7 +414,7 @@ def test_cells_that_a_kind_of_figure_cannot_show_are_told(tmp_path):
         "label of mlp, seeds 0, 1: its head has no d0, or its record does not say it.",
         "label of random: the paper's value has no place, as it is not a cell of this curve.",
     )
-    assert figures["wrong"].notes == ("label of none, seeds 0, 1: no absent was recorded.",)
+    assert figures["wrong"].notes == ("label of none, seeds 0, 1: no corrupt_images was recorded.",)
     assert figures["deep"].notes == ("label of deep: has 3 weights, and this figure shows a single one.",)
     assert set(figures["deep"].data["cell"]) == {"one"}
     assert figures["single"].notes == ("label of one: a single layer has nothing to be aligned with.",)

@@ -25,7 +25,13 @@ from trainers.evaluate.reference_probe import PROBE_STATES, ProbeStates, same_im
 
 __all__ = ["PROBE_STATES", "EvaluationResult", "evaluate"]
 
-_ONES_OWN = (ValueError, FloatingPointError, MemoryError, torch.OutOfMemoryError, torch.linalg.LinAlgError)
+_ONES_OWN = (
+    ValueError,
+    FloatingPointError,
+    MemoryError,
+    torch.OutOfMemoryError,
+    torch.linalg.LinAlgError,  # type: ignore[attr-defined]
+)
 """Errors that say nothing of the evaluations that follow."""
 _SplitName = Literal["train", "validation"]
 _Probe = tuple[LinearProbe, int | None]

@@ -19,6 +19,7 @@ from orchestrator.exhibits import (
     PeakClaim,
     TrendClaim,
 )
+from orchestrator.measured import frame_metric
 from orchestrator.report.claims import wording
 from orchestrator.report.claims.comparisons import (
     ONE_SEED,
@@ -80,7 +81,7 @@ def find(claim: Claim, cells: Sequence[CellNumbers], seed_sd: float) -> Finding:
     if isinstance(claim, CorrelationClaim):
         return _correlation(claim, cells)
     subjects = [
-        Subject(cell, metric_name(metric)) for cell, metric in zip(cells, _metrics(claim), strict=True)
+        Subject(cell, frame_metric(metric)) for cell, metric in zip(cells, _metrics(claim), strict=True)
     ]
     if not all(one.values for one in subjects):
         return Finding(NO_NUMBERS, _lacking(subjects), unit=subjects[0].unit)
@@ -100,11 +101,6 @@ def find(claim: Claim, cells: Sequence[CellNumbers], seed_sd: float) -> Finding:
                 assert_never(claim)
     except NothingSharedError as lack:
         return Finding(NOTHING_SHARED, f"{lack} have no seed in common", unit=subjects[0].unit)
-
-
-def metric_name(metric: str) -> str:
-    """As the frame of cells has it: metrics of a spectrum begin with their subject."""
-    return metric.removeprefix("spectrum/")
 
 
 def _metrics(claim: OrderClaim | EquivalenceClaim | LevelClaim | TrendClaim | PeakClaim) -> list[str]:
@@ -270,7 +266,7 @@ def _peak(subjects: Sequence[Subject], seed_sd: float) -> Finding:
 
 
 def _correlation(claim: CorrelationClaim, cells: Sequence[CellNumbers]) -> Finding:
-    x, y = metric_name(claim.x), metric_name(claim.y)
+    x, y = frame_metric(claim.x), frame_metric(claim.y)
     points: dict[object, CellNumbers] = {}
     for cell in cells:
         if cell.seeds(x) and cell.seeds(y):

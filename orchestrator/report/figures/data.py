@@ -9,6 +9,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from orchestrator.exhibits import CurveFigure, ScatterFigure, SpectrumFigure, TrainingFigure
+from orchestrator.measured import frame_metric
 from orchestrator.plan import PlannedCell
 from orchestrator.report.figures.source import (
     CELL,
@@ -209,11 +210,6 @@ def _seeds(data: pd.DataFrame, middle: str) -> str:
         return ""
     band = f": the line is the {middle}, the band goes from the least to the greatest"
     return f" {repeats_text(counts)}{band if counts[1] > 1 else ''}."
-
-
-def frame_metric(metric: str) -> str:
-    """As the cells frame names it: a spectrum's metrics carry their subject already."""
-    return metric.removeprefix("spectrum/")
 
 
 def _kind(metric: str) -> str:

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from orchestrator.exhibits import CurveFigure, ScatterFigure, TrainingFigure
-from orchestrator.report.figures.data import INTERVAL_SEEDS, frame_metric, points_of
+from orchestrator.measured import frame_metric
+from orchestrator.report.figures.data import INTERVAL_SEEDS, points_of
 from orchestrator.report.figures.drawing import canvas
 from orchestrator.report.figures.drawing.canvas import Look, literal
 from orchestrator.report.phrases import metric_label
