@@ -256,7 +256,9 @@ def test_cells_that_differ_by_more_than_the_margin_contradict_equivalence():
 def test_a_level_is_the_one_sample_t_of_the_cell_nearest_to_it(test, side, verdict):
     values = {"a": [0.9, 0.95, 0.93, 0.91], "b": [0.5, 0.55, 0.52, 0.51]}
     found = verdict_on(
-        claim(test, ["a", "b"], metric="representation/collapsed_fraction", value=0.4), values, "representation/collapsed_fraction"
+        claim(test, ["a", "b"], metric="representation/collapsed_fraction", value=0.4),
+        values,
+        "representation/collapsed_fraction",
     )
     assert found.verdict == verdict
     p_values = [ttest_1samp(row, 0.4, alternative="greater").pvalue for row in values.values()]
@@ -385,7 +387,9 @@ def test_a_trend_over_seeds_is_page_s_and_falls_where_it_does_not_rise():
 
 def test_a_trend_of_one_seed_says_so_and_counts_orders():
     values = {name: [float(level)] for level, name in enumerate("abcdef")}
-    found = verdict_on(claim("rising", list("abcdef"), metric="representation/rankme"), values, "representation/rankme")
+    found = verdict_on(
+        claim("rising", list("abcdef"), metric="representation/rankme"), values, "representation/rankme"
+    )
     assert found.p == pytest.approx(2 / 720)
     assert found.verdict == "supported"
     assert "one seed" in found.test
@@ -394,7 +398,12 @@ def test_a_trend_of_one_seed_says_so_and_counts_orders():
 
 def test_values_that_differ_by_rounding_alone_show_no_trend():
     values = {name: [1.0 + 1e-15 * level] * 10 for level, name in enumerate("abcdef")}
-    assert verdict_on(claim("rising", list("abcdef"), metric="representation/rankme"), values, "representation/rankme").p == 1
+    assert (
+        verdict_on(
+            claim("rising", list("abcdef"), metric="representation/rankme"), values, "representation/rankme"
+        ).p
+        == 1
+    )
 
 
 def test_a_peak_takes_one_inner_cell_above_both_ends():
