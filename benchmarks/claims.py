@@ -26,8 +26,9 @@ from orchestrator.exhibits import (
     TrendClaim,
 )
 from orchestrator.report.claims.comparisons import CellNumbers
-from orchestrator.report.claims.findings import find
-from orchestrator.report.claims.hypotheses import Verdict, decide, t_power
+from orchestrator.report.claims.findings import Spreads, find
+from orchestrator.report.claims.hypotheses import Verdict, decide
+from orchestrator.report.claims.samples import t_power
 
 ALPHA = 0.05
 SEED_SD = 0.2
@@ -86,7 +87,7 @@ def standard_error(rate: float, draws: int) -> float:
 
 
 def _judge(study: list[Asserted]) -> list[Verdict]:
-    tests = [finding.test for claim, cells in study if (finding := find(claim, cells, SEED_SD))]
+    tests = [finding.test for claim, cells in study if (finding := find(claim, cells, Spreads(SEED_SD)))]
     assert all(tests)
     return [decision.verdict for decision in decide([test for test in tests if test], ALPHA)]
 

@@ -195,11 +195,19 @@ class LevelClaim(_Claim):
 
 
 class TrendClaim(_Claim):
-    """The metric rises (or falls) along the cells: Page's test for ordered alternatives."""
+    """The metric tends to rise (or fall) along the cells, not at every step: Page's test for ordered alternatives."""
 
     test: Literal["rising", "falling"]
     cells: tuple[CellName, ...] = Field(min_length=3, max_length=50)
     metric: Metric
+
+
+class MonotoneClaim(_Claim):
+    """The metric rises (or falls) at every step from one cell to the next."""
+
+    test: Literal["increasing", "decreasing"]
+    cells: tuple[CellName, ...] = Field(min_length=2, max_length=50)
+    metric: Metric = "linear_probe/top1"
 
 
 class PeakClaim(_Claim):
@@ -220,7 +228,7 @@ class CorrelationClaim(_Claim):
 
 
 Claim = Annotated[
-    OrderClaim | EquivalenceClaim | LevelClaim | TrendClaim | PeakClaim | CorrelationClaim,
+    OrderClaim | EquivalenceClaim | LevelClaim | TrendClaim | MonotoneClaim | PeakClaim | CorrelationClaim,
     Field(discriminator="test"),
 ]
 
@@ -228,7 +236,9 @@ Claim = Annotated[
 class Statistics(Config):
     """How a study's claims are judged."""
 
-    alpha: float = Field(0.05, gt=0, lt=0.5, description="chance of any false verdict over the study (Holm)")
+    alpha: float = Field(
+        0.05, gt=0, lt=0.5, description="chance of any false verdict in a family of claims (Holm)"
+    )
     power: float = Field(0.8, gt=0.5, lt=1, description="for the number of seeds that would decide")
 
 
@@ -247,7 +257,7 @@ def metrics_of(shown: Table | Figure | Claim) -> list[tuple[Metric, tuple[CellNa
             return [(shown.x, shown.cells), (shown.y, shown.cells)]
         case OrderClaim():
             return [(shown.metric_of(position), (cell,)) for position, cell in enumerate(shown.cells)]
-        case EquivalenceClaim() | LevelClaim() | TrendClaim() | PeakClaim():
+        case EquivalenceClaim() | LevelClaim() | TrendClaim() | MonotoneClaim() | PeakClaim():
             return [(shown.metric, shown.cells)]
         case (
             TrainingFigure()
@@ -276,7 +286,13 @@ def cells_of(shown: Table | Figure | Claim) -> list[str]:
         case ToySpectrumFigure() | TrainingFigure() | ScatterFigure():
             names = list(shown.cells)
         case (
-            OrderClaim() | EquivalenceClaim() | LevelClaim() | TrendClaim() | PeakClaim() | CorrelationClaim()
+            OrderClaim()
+            | EquivalenceClaim()
+            | LevelClaim()
+            | TrendClaim()
+            | MonotoneClaim()
+            | PeakClaim()
+            | CorrelationClaim()
         ):
             names = list(shown.cells)
         case _:

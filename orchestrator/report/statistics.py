@@ -71,6 +71,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 # --- ranks --------------------------------------------------------------------------------------
 
+ROUNDING = 1e-9
+"""Differences smaller than this share of the values are float rounding, not spread."""
+
 EXACT_COLUMNS = 10
 """Up to so many columns every permutation is counted; above, the sum of ranks is close to normal."""
 
@@ -100,6 +103,13 @@ def page_p(blocks: NDArray[np.float64], weights: Sequence[float] | None = None) 
         )
         chances, lowest = np.convolve(chances, block_chances), lowest + block_lowest
     return min(1.0, float(chances[max(0, statistic - lowest) :].sum()))
+
+
+def without_rounding(values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values in units of their rounding, for ranks: those that differ by less are ties."""
+    array = np.asarray(values, dtype=float)
+    grain = ROUNDING * float(np.abs(array).max())
+    return np.asarray(np.round(array / grain)) if grain else array
 
 
 def midranks(values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:

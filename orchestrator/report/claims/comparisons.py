@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from statistics import mean
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.report.claims import wording
-from orchestrator.report.claims.hypotheses import Beyond, OneRun, Replicates, Sample, Side
+from orchestrator.report.claims.hypotheses import Beyond, decisive_p
+from orchestrator.report.claims.samples import OneRun, Replicates, Sample, Side
+from orchestrator.report.sequential import MOST_LOOKS
+from orchestrator.report.spread import Pool
+from orchestrator.report.statistics import ROUNDING
 
 ONE_SEED = "none: one seed says nothing of the spread"
-ROUNDING = 1e-9
-"""Differences smaller than this share of the values are float rounding, not spread."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class CellNumbers:
     """What is known of a cell.
 
     Attributes:
+        name: (study, cell).
         values: metric -> seed -> value; finite.
         trained_by: seed -> the training that serves it.
         correct: of a metric and a seed: bool (M,), which validation images are right, or None.
@@ -33,9 +35,28 @@ class CellNumbers:
     trained_by: Mapping[int, object] = field(default_factory=dict)
     correct: Callable[[str, int], NDArray[np.bool_] | None] = lambda metric, seed: None
     repeat: str = "seed"
+    name: tuple[str, str] = ("", "")
+
+    @property
+    def training(self) -> object:
+        """The same of cells that one training serves, even where one has more seeds than the other."""
+        return min(self.trained_by.items(), default=self.name)
+
+    @property
+    def looks(self) -> bool:
+        """Whether seeds are added while people look; toy networks come all at once."""
+        return self.repeat == "seed"
 
     def seeds(self, metric: str) -> Mapping[int, float]:
         return self.values.get(metric, {})
+
+    def until(self, seed: int) -> CellNumbers:
+        """What was known when this was the last seed; without images, which one seed alone is judged by."""
+        values = {
+            metric: {one: value for one, value in seeds.items() if one <= seed}
+            for metric, seeds in self.values.items()
+        }
+        return replace(self, values=values, correct=lambda metric, seed: None)
 
 
 class NothingSharedError(Exception):
@@ -108,7 +129,7 @@ class Measure:
         return f"{wording.with_unit(size, self.unit)} ({difference}{interval}, {self.over})"
 
     def detail(self, null: float, side: Side) -> tuple[str, str]:
-        """What is asked, and effect ± half its interval with the p of its one-sided test."""
+        """What is asked, and the effect with its interval and the p of its one-sided test."""
         more = ">" if side > 0 else "<"
         if len(self.words) == 1 or null:
             name = f"{f' {wording.MINUS} '.join(self.words)} {more} {wording.plain(null)}"
@@ -117,14 +138,18 @@ class Measure:
         if self.sample is None:
             return name, wording.plain(self.effect)
         low, high = self.sample.interval
-        half = (high - low) / 2
-        (effect,) = wording.rounded((self.effect,), half, sign=len(self.words) > 1)
-        (margin,) = wording.rounded((half,), half)
-        return name, f"{effect} ± {margin}, {wording.p_text(self.sample.p(null, side))}"
+        effect, *ends = wording.rounded((self.effect, low, high), (high - low) / 2, sign=len(self.words) > 1)
+        p = decisive_p(self.beyond(null, side))
+        return name, f"{effect} [{', '.join(ends)}], {wording.p_text(p)}"
 
 
-def difference(first: Subject, second: Subject, seed_sd: float) -> Measure:
-    """First minus second over the seeds that both have."""
+def difference(first: Subject, second: Subject, seed_sd: float, pools: Mapping[str, Pool]) -> Measure:
+    """First minus second over the seeds that both have.
+
+    Args:
+        seed_sd: points of accuracy: assumed spread between seeds of a cell that has one seed.
+        pools: metric -> all cells of the report, for the spread of cells that are compared by that metric.
+    """
     shared = sorted(first.values.keys() & second.values.keys())
     if not shared:
         raise NothingSharedError(f"{first.label} and {second.label}")
@@ -132,8 +157,9 @@ def difference(first: Subject, second: Subject, seed_sd: float) -> Measure:
     if first.metric != second.metric:
         words = (f"{first.label} ({wording.spoken(first.metric)})",
                  f"{second.label} ({wording.spoken(second.metric)})")  # fmt: skip
+    pool = pools.get(first.metric) if first.metric == second.metric else None
     if len(shared) > 1:
-        return over_seeds(first, second, shared, words)
+        return over_seeds(first, second, shared, words, pool)
     ours = first.cell.correct(first.metric, shared[0])
     theirs = second.cell.correct(second.metric, shared[0])
     if ours is None or theirs is None or ours.shape != theirs.shape:
@@ -144,29 +170,34 @@ def difference(first: Subject, second: Subject, seed_sd: float) -> Measure:
     return Measure(words, run.effect, run, method, f"paired over {images} of one seed", 1, first.unit)
 
 
-def over_seeds(first: Subject, second: Subject, seeds: list[int], words: tuple[str, ...]) -> Measure:
+def over_seeds(
+    first: Subject, second: Subject, seeds: list[int], words: tuple[str, ...], pool: Pool | None = None
+) -> Measure:
     """First minus second of each seed."""
-    differences = tuple(first.values[seed] - second.values[seed] for seed in seeds)
-    size = max(abs(one.values[seed]) for one in (first, second) for seed in seeds)
-    n, over = len(seeds), wording.count(len(seeds), first.cell.repeat)
-    if n == 1:
+    used, over = _judged(seeds, first.cell)
+    differences = tuple(first.values[seed] - second.values[seed] for seed in used)
+    if len(used) == 1:
         return Measure(words, differences[0], None, ONE_SEED, over, 1, first.unit)
-    sample = Replicates(differences, ROUNDING * size)
-    return Measure(
-        words, sample.effect, sample, f"paired t over {over}", f"paired over {over}", n, first.unit
-    )
+    size = max(abs(one.values[seed]) for one in (first, second) for seed in used)
+    pair = (first.cell.training, second.cell.training)
+    spreads = tuple(pool.until(seed, pair) for seed in used[1:]) if pool and first.cell.looks else ()
+    sample = Replicates(differences, ROUNDING * size, spreads, first.cell.looks)
+    pooled = " with pooled spread" if sample.pools else ""
+    method, note = f"paired t over {over}{pooled}", f"paired over {over}"
+    return Measure(words, sample.effect, sample, method, note, len(used), first.unit)
 
 
 def mean_level(subject: Subject) -> Measure:
-    values = tuple(subject.values.values())
-    n, over = len(values), wording.count(len(values), subject.cell.repeat)
-    sample = Replicates(values, ROUNDING * max(map(abs, values))) if n > 1 else None
-    method = f"t over {over}" if sample else ONE_SEED
-    return Measure((subject.label,), mean(values), sample, method, over, n, subject.unit)
+    used, over = _judged(sorted(subject.values), subject.cell)
+    values = tuple(subject.values[seed] for seed in used)
+    if len(used) == 1:
+        return Measure((subject.label,), values[0], None, ONE_SEED, over, 1, subject.unit)
+    sample = Replicates(values, ROUNDING * max(map(abs, values)), looks=subject.cell.looks)
+    return Measure((subject.label,), sample.effect, sample, f"t over {over}", over, len(used), subject.unit)
 
 
-def without_rounding(values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
-    """Values in units of their rounding, for ranks: those that differ by less are ties."""
-    array = np.asarray(values, dtype=float)
-    grain = ROUNDING * float(np.abs(array).max())
-    return np.asarray(np.round(array / grain)) if grain else array
+def _judged(seeds: list[int], cell: CellNumbers) -> tuple[list[int], str]:
+    """Those that a verdict rests on, and their number in words."""
+    if not cell.looks or len(seeds) <= MOST_LOOKS:
+        return seeds, wording.count(len(seeds), cell.repeat)
+    return seeds[:MOST_LOOKS], f"the first {MOST_LOOKS} of {wording.count(len(seeds), cell.repeat)}"

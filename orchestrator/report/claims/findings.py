@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import mean
 from typing import assert_never
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.exhibits import (
     Claim,
     CorrelationClaim,
     EquivalenceClaim,
     LevelClaim,
+    MonotoneClaim,
     OrderClaim,
     PeakClaim,
     TrendClaim,
@@ -30,22 +32,38 @@ from orchestrator.report.claims.comparisons import (
     difference,
     mean_level,
     over_seeds,
-    without_rounding,
 )
 from orchestrator.report.claims.hypotheses import (
     AllOf,
     AnyOf,
     ClaimTest,
+    Hypothesis,
     OrderedLike,
     Rising,
-    Side,
+    Verdict,
 )
-from orchestrator.report.statistics import midranks, spearman, spearman_interval
+from orchestrator.report.claims.samples import Side
+from orchestrator.report.sequential import MOST_LOOKS
+from orchestrator.report.spread import Pool
+from orchestrator.report.statistics import spearman, spearman_interval, without_rounding
 
 NO_NUMBERS = "no numbers yet"
 BY_CONSTRUCTION = "one training serves both"
 NOTHING_SHARED = "none: no seed in common"
 FEWEST_CELLS = 4
+MOST_NETWORKS = 1000
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One of the comparisons that must all hold for a claim to hold.
+
+    Attributes:
+        cells: (study, cell) of those that it is between.
+    """
+
+    cells: tuple[tuple[str, str], ...]
+    holds: Hypothesis
 
 
 @dataclass(frozen=True)
@@ -56,9 +74,11 @@ class Finding:
         method: the test in words.
         sentence: what was found, without a full stop.
         test: None where nothing can be tested.
-        interval: 95 %, of `effect`, unadjusted.
+        interval: 95 %, of `effect`, not adjusted for the number of claims.
         seeds: that took part; the fewest of any comparison.
         details: each comparison: name, and what was found.
+        comparisons: of a claim that holds only if all of them do.
+        by_construction: the verdict where cells are one training, so that there is nothing to test.
     """
 
     method: str
@@ -69,14 +89,31 @@ class Finding:
     unit: str = ""
     seeds: int = 0
     details: tuple[tuple[str, str], ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    by_construction: Verdict | None = None
 
 
-def find(claim: Claim, cells: Sequence[CellNumbers], seed_sd: float) -> Finding:
+@dataclass(frozen=True)
+class Spreads:
+    """What is known of the spread between seeds beyond the cells of a claim.
+
+    Attributes:
+        seed_sd: points of accuracy: assumed of a cell that has one seed.
+        pools: metric -> all trained cells of the report.
+    """
+
+    seed_sd: float
+    pools: Mapping[str, Pool] = field(default_factory=dict)
+
+    def difference(self, first: Subject, second: Subject) -> Measure:
+        return difference(first, second, self.seed_sd, self.pools)
+
+
+def find(claim: Claim, cells: Sequence[CellNumbers], spreads: Spreads) -> Finding:
     """A claim against the numbers of its cells.
 
     Args:
         cells: those that the claim names, in its order; all there are where it names none.
-        seed_sd: points of accuracy: assumed spread between seeds of a cell that has one seed.
     """
     if isinstance(claim, CorrelationClaim):
         return _correlation(claim, cells)
@@ -88,26 +125,31 @@ def find(claim: Claim, cells: Sequence[CellNumbers], seed_sd: float) -> Finding:
     try:
         match claim:
             case OrderClaim():
-                return _order(claim, subjects, seed_sd)
+                return _order(subjects, claim.margin, spreads)
+            case MonotoneClaim():
+                highest_first = subjects[::-1] if claim.test == "increasing" else subjects
+                return _order(highest_first, 0.0, spreads)
             case EquivalenceClaim():
-                return _equivalence(claim, subjects, seed_sd)
+                return _equivalence(claim, subjects, spreads)
             case LevelClaim():
                 return _level(claim, subjects)
             case TrendClaim():
                 return _trend(claim, subjects)
             case PeakClaim():
-                return _peak(subjects, seed_sd)
+                return _peak(subjects, spreads)
             case _:
                 assert_never(claim)
     except NothingSharedError as lack:
         return Finding(NOTHING_SHARED, f"{lack} have no seed in common", unit=subjects[0].unit)
 
 
-def _metrics(claim: OrderClaim | EquivalenceClaim | LevelClaim | TrendClaim | PeakClaim) -> list[str]:
+def _metrics(
+    claim: OrderClaim | MonotoneClaim | EquivalenceClaim | LevelClaim | TrendClaim | PeakClaim,
+) -> list[str]:
     match claim:
         case OrderClaim():
             return [claim.metric_of(position) for position in range(len(claim.cells))]
-        case EquivalenceClaim() | LevelClaim() | TrendClaim() | PeakClaim():
+        case MonotoneClaim() | EquivalenceClaim() | LevelClaim() | TrendClaim() | PeakClaim():
             return [claim.metric] * len(claim.cells)
         case _:
             assert_never(claim)
@@ -128,6 +170,7 @@ def _finding(
     sentence: str,
     details: Sequence[tuple[str, str]],
     test: Callable[[], ClaimTest],
+    comparisons: Callable[[], Sequence[Comparison]] = tuple,
 ) -> Finding:
     """There is no test where any of the measures has no known uncertainty.
 
@@ -146,14 +189,39 @@ def _finding(
         shown.unit,
         min(one.seeds for one in measures),
         tuple(details),
+        tuple(comparisons()) if testable else (),
     )
+
+
+def _one_training(first: Subject, second: Subject) -> bool:
+    return (
+        bool(first.cell.trained_by)
+        and first.cell.training == second.cell.training
+        and first.metric == second.metric
+    )
+
+
+def _by_construction(first: Subject, second: Subject, verdict: Verdict, why: str) -> Finding:
+    sentence = f"{first.label} and {second.label} are one training: {why} by construction, nothing was tested"
+    seeds = len(first.values)
+    return Finding(
+        BY_CONSTRUCTION, sentence, effect=0.0, unit=first.unit, seeds=seeds, by_construction=verdict
+    )
+
+
+def _between(first: Subject, second: Subject) -> tuple[tuple[str, str], ...]:
+    return tuple(dict.fromkeys((first.cell.name, second.cell.name)))
 
 
 # --- the kinds of claim ---------------------------------------------------------------------------
 
 
-def _order(claim: OrderClaim, subjects: Sequence[Subject], seed_sd: float) -> Finding:
-    steps = [difference(first, second, seed_sd) for first, second in itertools.pairwise(subjects)]
+def _order(subjects: Sequence[Subject], margin: float, spreads: Spreads) -> Finding:
+    """Subjects: highest first."""
+    for first, second in itertools.combinations(subjects, 2):
+        if _one_training(first, second):
+            return _by_construction(first, second, "contradicted", "that neither exceeds the other holds")
+    steps = [spreads.difference(first, second) for first, second in itertools.pairwise(subjects)]
     least = min(steps, key=lambda step: step.effect)
     verb = "exceeds" if least.effect >= 0 else "falls short of"
     sentence = f"{least.words[0]} {verb} {least.words[1]} by {least.amount(size_only=True)}"
@@ -162,21 +230,25 @@ def _order(claim: OrderClaim, subjects: Sequence[Subject], seed_sd: float) -> Fi
         least,
         steps,
         "{}",
-        f"{sentence}, where more than {claim.margin:g} is claimed" if claim.margin else sentence,
-        [step.detail(claim.margin, 1) for step in steps],
+        f"{sentence}, where more than {margin:g} is claimed" if margin else sentence,
+        [step.detail(margin, 1) for step in steps],
         lambda: ClaimTest(
-            AllOf([step.beyond(claim.margin, 1) for step in steps]),
-            AnyOf([step.beyond(claim.margin, -1) for step in steps]),
+            AllOf([step.beyond(margin, 1) for step in steps]),
+            AnyOf([step.beyond(margin, -1) for step in steps]),
+            _most_seeds(subjects),
         ),
+        lambda: [
+            Comparison(_between(*pair), step.beyond(margin, 1))
+            for pair, step in zip(itertools.pairwise(subjects), steps, strict=True)
+        ],
     )
 
 
-def _equivalence(claim: EquivalenceClaim, subjects: Sequence[Subject], seed_sd: float) -> Finding:
+def _equivalence(claim: EquivalenceClaim, subjects: Sequence[Subject], spreads: Spreads) -> Finding:
     first, second = subjects
-    if first.cell.trained_by and first.cell.trained_by == second.cell.trained_by:
-        sentence = f"{first.label} and {second.label} are one training: this holds by construction, nothing was tested"
-        return Finding(BY_CONSTRUCTION, sentence, effect=0.0, unit=first.unit, seeds=len(first.values))
-    gap, margin = difference(first, second, seed_sd), claim.margin
+    if _one_training(first, second):
+        return _by_construction(first, second, "supported", "this holds")
+    gap, margin = spreads.difference(first, second), claim.margin
     return _finding(
         gap,
         [gap],
@@ -186,8 +258,13 @@ def _equivalence(claim: EquivalenceClaim, subjects: Sequence[Subject], seed_sd: 
         lambda: ClaimTest(
             AllOf([gap.beyond(-margin, 1), gap.beyond(margin, -1)]),
             AnyOf([gap.beyond(-margin, -1), gap.beyond(margin, 1)]),
+            _most_seeds(subjects),
         ),
     )
+
+
+def _most_seeds(subjects: Sequence[Subject]) -> int:
+    return MOST_LOOKS if subjects[0].cell.looks else MOST_NETWORKS
 
 
 def _level(claim: LevelClaim, subjects: Sequence[Subject]) -> Finding:
@@ -213,7 +290,12 @@ def _level(claim: LevelClaim, subjects: Sequence[Subject]) -> Finding:
         lambda: ClaimTest(
             AllOf([level.beyond(claim.value, side) for level in levels]),
             AnyOf([level.beyond(claim.value, opposite) for level in levels]),
+            _most_seeds(subjects),
         ),
+        lambda: [
+            Comparison((subject.cell.name,), level.beyond(claim.value, side))
+            for subject, level in zip(subjects, levels, strict=True)
+        ],
     )
 
 
@@ -223,30 +305,38 @@ def _trend(claim: TrendClaim, subjects: Sequence[Subject]) -> Finding:
         raise NothingSharedError(f"The {len(subjects)} cells")
     values = np.array([[subject.values[seed] for subject in subjects] for seed in shared])
     blocks = without_rounding(values)
-    rising, falling = Rising(blocks), Rising(blocks[:, ::-1])
     first, last = subjects[0], subjects[-1]
+    rising, falling = Rising(blocks, first.cell.looks), Rising(blocks[:, ::-1], first.cell.looks)
     change = over_seeds(last, first, shared, (last.label, first.label))
     correlation = wording.plain(float(np.mean(rising.correlations)), 2)
     sentence = (
         f"From {first.label} to {last.label} {wording.spoken(first.metric)} changes by {change.amount()}; its rank "
         f"correlation with the order of the {len(subjects)} cells is {correlation}"
     )
-    means = [wording.plain(float(column.mean()), 4) for column in values.T]
+    means = values.mean(axis=0)
+    extreme = int(means.argmax() if claim.test == "rising" else means.argmin())
+    if extreme < len(subjects) - 1:
+        which = "highest" if claim.test == "rising" else "lowest"
+        sentence += f"; it is {which} at {subjects[extreme].label}, not at the last cell"
+    sides = (rising, falling) if claim.test == "rising" else (falling, rising)
     return Finding(
-        f"Page's trend test over {wording.count(len(shared), first.cell.repeat)}",
+        f"Page's test of a trend, not of each step, over {wording.count(len(shared), first.cell.repeat)}",
         sentence,
-        {"rising": ClaimTest(rising, falling), "falling": ClaimTest(falling, rising)}[claim.test],
+        ClaimTest(*sides, _most_seeds(subjects)),
         change.effect,
         change.interval,
         first.unit,
         len(shared),
-        tuple((subject.cell.label, value) for subject, value in zip(subjects, means, strict=True)),
+        tuple(
+            (subject.cell.label, wording.plain(float(value), 4))
+            for subject, value in zip(subjects, means, strict=True)
+        ),
     )
 
 
-def _peak(subjects: Sequence[Subject], seed_sd: float) -> Finding:
+def _peak(subjects: Sequence[Subject], spreads: Spreads) -> Finding:
     left, *inner, right = subjects
-    gaps = [(difference(one, left, seed_sd), difference(one, right, seed_sd)) for one in inner]
+    gaps = [(spreads.difference(one, left), spreads.difference(one, right)) for one in inner]
     smaller = [min(pair, key=lambda gap: gap.effect) for pair in gaps]
     best = max(smaller, key=lambda gap: gap.effect)
     verb = "exceeds" if best.effect >= 0 else "falls short of"
@@ -261,6 +351,7 @@ def _peak(subjects: Sequence[Subject], seed_sd: float) -> Finding:
         lambda: ClaimTest(
             AnyOf([AllOf([gap.beyond(0, 1) for gap in pair]) for pair in gaps]),
             AnyOf([AllOf([gap.beyond(0, -1) for gap in end]) for end in zip(*gaps, strict=True)]),
+            _most_seeds(subjects),
         ),
     )
 
@@ -271,16 +362,16 @@ def _correlation(claim: CorrelationClaim, cells: Sequence[CellNumbers]) -> Findi
     for cell in cells:
         if cell.seeds(x) and cell.seeds(y):
             # cells that one training serves are one point
-            points.setdefault(tuple(sorted(cell.trained_by.items())) or id(cell), cell)
+            points.setdefault(cell.training if cell.trained_by else id(cell), cell)
     if len(points) < FEWEST_CELLS:
         method = f"none: fewer than {FEWEST_CELLS} cells" if points else NO_NUMBERS
         both = f"both {wording.spoken(x)} and {wording.spoken(y)}"
         return Finding(method, f"{wording.count(len(points), 'cell')} with {both}")
-    means = [(mean(cell.seeds(x).values()), mean(cell.seeds(y).values())) for cell in points.values()]
-    xs, ys = (without_rounding(column) for column in zip(*means, strict=True))
+    seeds = sorted({seed for cell in points.values() for seed in cell.seeds(x).keys() & cell.seeds(y).keys()})
+    looks = [_means([cell.until(last) for cell in points.values()], x, y) for last in seeds]
+    (xs, ys), means = (without_rounding(column) for column in looks[-1].T), looks[-1].tolist()
     rho = spearman(xs, ys)
     interval = spearman_interval(rho, len(points))
-    ranks = tuple(midranks(xs).tolist())
     over = f"over {len(points)} cells"
     shown = f"{wording.plain(rho, 2)}" if interval else "not defined, as one of them is constant"
     if interval:
@@ -289,7 +380,7 @@ def _correlation(claim: CorrelationClaim, cells: Sequence[CellNumbers]) -> Findi
     return Finding(
         f"Spearman's rank correlation {over}",
         f"The rank correlation of {wording.spoken(x)} and {wording.spoken(y)} is {shown}",
-        ClaimTest(OrderedLike(ranks, tuple(ys.tolist())), OrderedLike(ranks, tuple((-ys).tolist()))),
+        ClaimTest(OrderedLike(looks), OrderedLike([look * (1, -1) for look in looks])),
         rho if interval else None,
         interval,
         "",
@@ -299,3 +390,9 @@ def _correlation(claim: CorrelationClaim, cells: Sequence[CellNumbers]) -> Findi
             for cell, (one, other) in zip(points.values(), means, strict=True)
         ),
     )
+
+
+def _means(cells: Sequence[CellNumbers], x: str, y: str) -> NDArray[np.float64]:
+    """(cells, 2) over the seeds that each cell has of both; cells without one are left out."""
+    both = [(cell.seeds(x), cell.seeds(y)) for cell in cells]
+    return np.array([(mean(xs.values()), mean(ys.values())) for xs, ys in both if xs and ys])

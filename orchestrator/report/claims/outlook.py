@@ -7,11 +7,12 @@ from typing import Literal
 
 import pandas as pd
 
-from orchestrator.exhibits import Claim, CorrelationClaim
+from orchestrator.exhibits import CorrelationClaim
 from orchestrator.plan import StudyPlan
 from orchestrator.report.claims.comparisons import ONE_SEED
-from orchestrator.report.claims.judging import Judgement, judge
+from orchestrator.report.claims.examining import Examined, examine
 from orchestrator.report.frames import Records
+from orchestrator.report.sequential import MOST_LOOKS
 
 State = Literal["decided", "open", "hopeless"]
 
@@ -42,39 +43,43 @@ def outlooks(study: StudyPlan, cells: pd.DataFrame, records: Records, max_seeds:
 
     Args:
         cells: the study's frame, see `frames.cells_frame`; a cell without numbers counts as failed.
-        max_seeds: a cell gets so many at most.
+        max_seeds: a cell gets so many at most; a verdict rests on the first `MOST_LOOKS`.
     """
-    return [_outlook(study, judgement, max_seeds) for judgement in judge(study, cells, records)]
+    most, alpha = min(max_seeds, MOST_LOOKS), study.study.statistics.alpha
+    return [_outlook(one, most, alpha) for one in examine(study, cells, records)]
 
 
-def _outlook(study: StudyPlan, judgement: Judgement, max_seeds: int) -> Outlook:
-    state, needed, reason = _state(judgement, max_seeds)
-    cells = cells_of_claim(study, judgement.study, judgement.claim) if state == "open" else ()
-    return Outlook(judgement.study, judgement.claim_name, state, cells, judgement.seeds, needed, reason)
+def _outlook(one: Examined, most: int, alpha: float) -> Outlook:
+    state, reason = _state(one, most)
+    cells = _open_cells(one, alpha) if state == "open" else ()
+    return Outlook(one.study, one.claim.name, state, cells, one.finding.seeds, one.seeds_needed, reason)
 
 
-def _state(judgement: Judgement, max_seeds: int) -> tuple[State, int | None, str]:
-    if judgement.decided:
-        return "decided", None, judgement.verdict
-    if judgement.effect is None:
-        return "hopeless", None, judgement.test
-    if isinstance(judgement.claim, CorrelationClaim):
-        return "hopeless", None, "needs more cells, not more seeds"
-    if judgement.seeds >= max_seeds:
-        return "hopeless", judgement.seeds_needed, f"undecided at the cap of {max_seeds} seeds"
-    if judgement.test == ONE_SEED:
-        return "open", None, "one seed says nothing of the spread"
-    if judgement.seeds_needed is None or judgement.seeds_needed > max_seeds:
-        return "hopeless", judgement.seeds_needed, f"would need more than {max_seeds} seeds"
-    return "open", judgement.seeds_needed, f"needs about {judgement.seeds_needed} seeds"
+def _state(one: Examined, most: int) -> tuple[State, str]:
+    finding = one.finding
+    if one.verdict != "undecided":
+        return "decided", one.verdict
+    if finding.effect is None:
+        return "hopeless", finding.method
+    if isinstance(one.claim, CorrelationClaim):
+        return "hopeless", "needs more cells, not more seeds"
+    if any(not cell.looks for cell in one.cells):
+        return "hopeless", "undecided over its toy networks"
+    if finding.seeds >= most:
+        return "hopeless", f"undecided at the cap of {most} seeds"
+    if finding.method == ONE_SEED:
+        return "open", "one seed says nothing of the spread"
+    if one.seeds_needed is None or one.seeds_needed > most:
+        return "hopeless", f"would need more than {most} seeds"
+    return "open", f"needs about {one.seeds_needed} seeds"
 
 
-def cells_of_claim(study: StudyPlan, owner: str, claim: Claim) -> tuple[tuple[str, str], ...]:
-    """(study, cell) of each cell that the claim is about, once; where it names none, all of its study's."""
-    if claim.cells:
-        split = (name.rpartition("/") for name in claim.cells)
-        return tuple(dict.fromkeys((where or owner, cell) for where, _, cell in split))
-    everything = owner == study.study.name
-    return tuple(
-        dict.fromkeys((one.study, one.cell) for one in study.cells if everything or one.study == owner)
-    )
+def _open_cells(one: Examined, alpha: float) -> tuple[tuple[str, str], ...]:
+    """Those of its comparisons that don't hold yet at the claim's level; where it has none, all of its cells."""
+    undecided = [
+        cell
+        for comparison in one.finding.comparisons
+        if 2 * comparison.holds.p("pooled") > one.level or 2 * comparison.holds.p("alone") > alpha
+        for cell in comparison.cells
+    ]
+    return tuple(dict.fromkeys(undecided or [cell.name for cell in one.cells]))
