@@ -23,8 +23,9 @@ SIGNS: dict[Verdict, str] = {"supported": "✓", "contradicted": "✗", "undecid
 HEADER = ("Claim", "Verdict", "Effect, 95 % interval", "Test", "p, adjusted", "Seeds that would decide")
 
 LEGEND = (
-    "Intervals: 95 %, of the claim alone. p: two-sided for the verdict, adjusted over all claims of this report "
-    "(Holm). Undecided: the data bear out neither the claim nor its opposite."
+    "Intervals: 95 %, of the claim alone. p: two-sided for the verdict, adjusted over the claims of one number (Holm). "
+    "Both hold however often seeds were added and looked at. Undecided: the data bear out neither the claim nor its "
+    "opposite."
 )
 
 
