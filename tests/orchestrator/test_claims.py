@@ -624,7 +624,8 @@ def test_claims_of_one_number_are_a_family_and_toy_networks_another():
     claims = [claim("order", ["a", "b"], group=number) for number in (1, 1, 2, None)]
     families = [one.family for one in judge(plan_of(claims, values), frame_of(values), NoRecords())]
     assert families == ["claim 1", "claim 1", "claim 2", "study"]
-    toys = judge(plan_of(claims, values, toy=True), frame_of(values), NoRecords())
+    loss = [one | {"metric": "theory/loss"} for one in claims]
+    toys = judge(plan_of(loss, values, toy=True), frame_of(values, "theory/loss"), NoRecords())
     assert {one.family for one in toys} == {"toy networks"}
 
 
