@@ -96,6 +96,11 @@ class ResNet(Config):
     zero_init_residual: bool = True
 
     @property
+    def ends_in_identity_shortcut(self) -> bool:
+        """Their last stages have two or three blocks."""
+        return True
+
+    @property
     def representation_dim(self) -> int:
         match self.kind:
             case "resnet18" | "resnet34":
@@ -114,6 +119,11 @@ class ThinResNet(Config):
     blocks: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field((2, 2, 2, 2), min_length=1, max_length=4)
     stem_stride: Literal[1, 2] = 1
     zero_init_residual: bool = True
+
+    @property
+    def ends_in_identity_shortcut(self) -> bool:
+        """Whether r[d0:] of DirectCLR is trained (Figure 10): a stage's first block has a convolution instead."""
+        return self.blocks[-1] > 1
 
     @property
     def representation_dim(self) -> int:

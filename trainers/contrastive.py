@@ -27,7 +27,7 @@ from trainers import checkpoint
 from trainers.backbones import build_backbone
 from trainers.checkpoint import DamagedError, Progress, StateWriter
 from trainers.collapse import CollapseWatch
-from trainers.config import LossConfig, TrialConfig
+from trainers.config import LossConfig, SubvectorHead, TrialConfig
 from trainers.context import Interrupted, TrialContext
 from trainers.data.corrupt import CorruptImages
 from trainers.data.datasets import Dataset, load_dataset
@@ -160,6 +160,11 @@ def train(config: TrialConfig, context: TrialContext, dataset: Dataset | None = 
             f"batch_size: got {config.batch_size}, takes a multiple of workers x gradient_cache = {pieces}"
         )
     make_reproducible(config, context)
+    if isinstance(config.head, SubvectorHead) and not config.backbone.ends_in_identity_shortcut:
+        context.note(
+            "r[d0:] receives no gradient: the last stage has one block, without the identity shortcut that DirectCLR "
+            "trains it through (Figure 10)"
+        )
     states = context.directory / "checkpoints"
     if finished := _finished(states, config, context):
         return finished

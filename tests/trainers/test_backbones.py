@@ -189,3 +189,26 @@ def test_a_backbone_trains() -> None:
     backbone = build_backbone(thin(width=4, blocks=(1, 1), zero_init_residual=False), 1, seeded())
     backbone(torch.randn(4, 1, 8, 8, generator=seeded(1))).square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in backbone.parameters())
+
+
+@pytest.mark.parametrize(("blocks", "trained"), [((1, 1), False), ((1, 2), True)])
+def test_what_carries_the_rest_of_r_receives_directclrs_gradient_only_through_an_identity_shortcut(
+    blocks: tuple[int, ...], trained: bool
+) -> None:
+    config = ThinResNet(kind="thin_resnet", width=4, blocks=blocks, zero_init_residual=False)
+    backbone = build_backbone(config, 1, torch.Generator().manual_seed(0))
+    d0 = 8
+    r = backbone(torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(1)))
+    nn.functional.normalize(r[:, :d0], dim=1).square().mul(torch.arange(d0)).sum().backward()
+    first: Any = backbone.stages[-1][
+        0
+    ]  # its output is the hidden layer h where another block follows, and r otherwise
+    rows = first.downsample[0].weight.grad[d0:].abs().amax(dim=(1, 2, 3)).tolist()
+    assert config.ends_in_identity_shortcut == trained
+    assert all(row > 0 for row in rows) if trained else not any(rows)
+
+
+@pytest.mark.parametrize("kind", ["resnet18", "resnet34", "resnet50"])
+def test_the_last_block_of_a_torchvision_resnet_has_an_identity_shortcut(kind: Any) -> None:
+    backbone: Any = build_backbone(ResNet(kind=kind), 3, torch.Generator().manual_seed(0))
+    assert (backbone.layer4[-1].downsample is None) == ResNet(kind=kind).ends_in_identity_shortcut

@@ -72,6 +72,20 @@ def test_the_same_seed_gives_bit_identical_weights_and_history(tmp_path: Path, k
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.parametrize(("blocks", "notes"), [((1, 1), 1), ((1, 2), 0)])
+def test_directclr_on_a_backbone_that_trains_only_its_subvector_says_so(
+    tmp_path: Path, blocks: tuple[int, ...], notes: int
+) -> None:
+    config = tiny_trial(
+        head={"kind": "subvector", "d0": 6},
+        backbone={"kind": "thin_resnet", "width": 4, "blocks": blocks},
+        epochs=1,
+    )
+    said: list[str] = []
+    trained(tmp_path, config, note=said.append)
+    assert len([text for text in said if "no gradient" in text]) == notes
+
+
 def test_another_seed_gives_another_training(tmp_path: Path) -> None:
     a = weights(trained(tmp_path / "a", tiny_trial()))
     b = weights(trained(tmp_path / "b", tiny_trial(seed=1)))
