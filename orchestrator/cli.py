@@ -266,6 +266,15 @@ def report(
     sets: Sets = None,
     out: Annotated[Path | None, typer.Option(help="default: in the store")] = None,
     source: Annotated[Literal["store", "mlflow"], typer.Option(help="where numbers are read")] = "store",
+    spread: Annotated[
+        Literal["interval", "sd", "none"],
+        typer.Option(help="after ±: 95 % interval of the mean, standard deviation of a run, or nothing"),
+    ] = "interval",
+    bold_best: Annotated[bool, typer.Option(help="the best mean of a table in bold")] = False,
+    decimals: Annotated[
+        int | None, typer.Option(min=0, max=6, help="of tables; default: those of the metric")
+    ] = None,
+    paper: Annotated[bool, typer.Option(help="the paper's numbers beside ours")] = True,
     store_root: StoreRoot = DEFAULT_STORE,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -285,8 +294,10 @@ def report(
     elif out is None:  # a machine that sees the tracking server alone keeps reports in a store of its own
         store.prepare()
     from orchestrator.launch import report_all
+    from orchestrator.report import TableStyle
 
-    report_all(plan, store, console, records_of, out, tracking_uri)
+    style = TableStyle(spread, bold_best, decimals, paper)
+    report_all(plan, store, console, records_of, out, tracking_uri, style)
 
 
 @app.command(epilog="Example: `ablate status`")

@@ -20,9 +20,10 @@ from orchestrator.mlflow_access import is_remote
 from orchestrator.plan import Job, Plan, StudyPlan, estimate, jobs
 from orchestrator.progress import Progress, duration
 from orchestrator.redaction import redacted
+from orchestrator.report import TableStyle, make_report, write
 from orchestrator.report import console as console_blocks
-from orchestrator.report import make_report, write
 from orchestrator.report.frames import Records
+from orchestrator.report.tables import DEFAULT_STYLE
 from orchestrator.schedule import concurrency, run_jobs, with_threads
 from orchestrator.spec import Executor
 from orchestrator.store import Store
@@ -127,6 +128,7 @@ def report_all(
     records_of: Callable[[StudyPlan], Records] | None = None,
     out: Path | None = None,
     tracking_uri: str | None = None,
+    style: TableStyle = DEFAULT_STYLE,
 ) -> None:
     """Write and show the report of every study of a plan.
 
@@ -140,7 +142,7 @@ def report_all(
         # several studies asked into one folder each get a folder of their own in it
         asked = out / study.name if out and len(plan.studies) > 1 else out
         place = asked or store.report_directory(study.name)
-        report = make_report(plan, study, records, tracking=uri)
+        report = make_report(plan, study, records, uri, style)
         write(report, place)
         for shown in console_blocks(report):
             console.print(shown)

@@ -13,6 +13,7 @@ from orchestrator.errors import SpecError
 from orchestrator.exhibits import cells_of, metrics_of
 from orchestrator.library import RecipeSource, load_recipe, load_study, toy_case
 from orchestrator.messages import did_you_mean
+from orchestrator.setting import Setting, is_as_published, setting
 from orchestrator.spec import (
     Cell,
     EvaluationKind,
@@ -35,6 +36,7 @@ class PlannedCell:
 
     Attributes:
         case: of a theory study: the cell's place in its run of toy networks, whose n-th network has seed n.
+        as_published: its data and backbone are those that the study's published numbers were measured on.
     """
 
     study: str
@@ -44,6 +46,7 @@ class PlannedCell:
     trial: str
     evaluations: dict[EvaluationKind, str]
     case: int | None = None
+    as_published: bool = False
 
     @property
     def name(self) -> str:
@@ -56,6 +59,7 @@ class StudyPlan:
 
     Attributes:
         seed_sd: the recipe's assumed spread between seeds, points of accuracy.
+        setting: the recipe in words.
     """
 
     study: Study
@@ -64,6 +68,7 @@ class StudyPlan:
     seeds: tuple[int, ...]
     cells: tuple[PlannedCell, ...]
     seed_sd: float = 0.2
+    setting: Setting | None = None
 
     @property
     def name(self) -> str:
@@ -262,6 +267,7 @@ def _plan_study(
         seeds,
         tuple(cells),
         source.recipe.seed_sd,
+        setting(source.recipe, source.overrides),
     )
 
 
@@ -287,7 +293,7 @@ def _plan_toys(study: Study, file: Path, recipe: Recipe, plan: Plan) -> list[Pla
     plan.resources.setdefault(key, Resources())  # whatever the recipe's trainings occupy
     plan.limits.setdefault(key, recipe.limits)
     return [
-        PlannedCell(study.name, cell.name, cell.label, network, key, {}, case)
+        PlannedCell(study.name, cell.name, cell.label, network, key, {}, case, as_published=True)
         for case, cell in enumerate(study.cells)
         for network in range(run.networks)
     ]
@@ -348,6 +354,7 @@ def _plan_cell(
     study: Study, cell: Cell, recipe: Recipe, seeds: tuple[int, ...], plan: Plan
 ) -> list[PlannedCell]:
     planned = []
+    as_published = is_as_published(recipe, study.published)
     for seed in seeds:
         config = recipe.trial(seed)
         key = trial_key(config, NUMERICS_VERSION)
@@ -367,7 +374,9 @@ def _plan_cell(
                 evaluations[kind] = evaluation_key(config, key, protocol, EVALUATION_VERSION)
                 plan.evaluations.setdefault(evaluations[kind], (key, protocol))
                 plan.validation_images.setdefault(evaluations[kind], config.data.validation_images)
-        planned.append(PlannedCell(study.name, cell.name, cell.label, seed, key, evaluations))
+        planned.append(
+            PlannedCell(study.name, cell.name, cell.label, seed, key, evaluations, as_published=as_published)
+        )
     return planned
 
 

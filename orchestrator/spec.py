@@ -249,13 +249,24 @@ class ToyFamily(ToyConfig):
         return ToyRun(networks=self.networks, seed=self.seed, cases=cases)
 
 
+class Published(Config):
+    """What a study's published numbers were measured on: only there can ours be subtracted from them."""
+
+    data: str = Field("imagenet", description="kind of data, or the name of an imagefolder")
+    image_size: int = 224
+    backbone: str = "resnet50"
+
+
 class Study(Config):
     """What is varied and what is shown. Says nothing of scale: any study runs under any recipe."""
 
     name: Name
     title: str = Field(min_length=1, max_length=300)
     source: str = Field(min_length=1, max_length=300, description="where in the paper")
-    summary: str = Field("", max_length=2000, description="what is asked and why, in a sentence or two")
+    about: str = Field("", max_length=2000, description="what is varied and measured, and how to read it")
+    summary: str = Field(
+        "", max_length=2000, description="what the paper says of it; a report quotes it as the paper's"
+    )
     include: tuple[Name, ...] = Field((), description="studies that this one consists of, besides its cells")
     recipe: Name = "digits"
     seeds: tuple[Seed, ...] = Field((0,), min_length=1, max_length=1000)
@@ -266,6 +277,10 @@ class Study(Config):
     figures: tuple[Figure, ...] = ()
     claims: tuple[Claim, ...] = ()
     statistics: Statistics = Statistics()
+    published: Published = Field(
+        Published(),
+        description="where the numbers under `paper` come from; differences are shown there alone",
+    )
     not_run: tuple[Annotated[str, Field(min_length=1, max_length=500)], ...] = Field(
         (), description="what of the paper's section is not covered here, and why"
     )

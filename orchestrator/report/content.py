@@ -14,7 +14,7 @@ from orchestrator.report.figures import FilledFigure, fill_figures
 from orchestrator.report.frames import Hole, Records, Snapshot, cells_frame, holes
 from orchestrator.report.overview import Overview, overviews
 from orchestrator.report.provenance import provenance
-from orchestrator.report.tables import FilledTable
+from orchestrator.report.tables import DEFAULT_STYLE, FilledTable, TableStyle
 from orchestrator.report.tracked import Tracked, tracked
 from orchestrator.spec import Study
 
@@ -70,6 +70,12 @@ class Report:
         return [section for section in found if section.tables or section.figures]
 
     @property
+    def setting(self) -> tuple[tuple[str, str], ...]:
+        """(what, in words) of data, backbone, training, overrides; nothing where there are toy networks alone."""
+        trained = any(cell.case is None for cell in self.study.cells)
+        return self.study.setting.lines if trained and self.study.setting else ()
+
+    @property
     def headed(self) -> bool:
         """Whether sections have headings: a single study's is the page's own, and a few tables need none."""
         return len(self.sections) > 1 and bool(self.figures or self.claims)
@@ -98,11 +104,18 @@ class Report:
         ]
 
 
-def make_report(plan: Plan, study: StudyPlan, records: Records, tracking: str | None = None) -> Report:
+def make_report(
+    plan: Plan,
+    study: StudyPlan,
+    records: Records,
+    tracking: str | None = None,
+    style: TableStyle = DEFAULT_STYLE,
+) -> Report:
     """Everything that a report shows, from records.
 
     Args:
         tracking: MLflow's URI, for the line that says where the runs are; the numbers don't depend on it.
+        style: how the numbers of tables are written.
     """
     records = Snapshot(records)
     records.bring(plan.trials, plan.evaluations)
@@ -114,9 +127,9 @@ def make_report(plan: Plan, study: StudyPlan, records: Records, tracking: str | 
         missing=missing,
         tables=[
             replace(table, agreement=str(table_agreement(study, table) or ""))
-            for table in tables.fill(study, cells, missing)
+            for table in tables.fill(study, cells, missing, style)
         ],
-        figures=fill_figures(study, cells, records),
+        figures=fill_figures(study, cells, records, paper=style.paper),
         claims=judge(study, cells, records),
         overviews=overviews(study, cells),
         provenance=provenance(plan, study, records, missing),

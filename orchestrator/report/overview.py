@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Hashable
 from dataclasses import dataclass
+from statistics import mean
 
 import pandas as pd
 
 from orchestrator.plan import StudyPlan
-from orchestrator.report.numbers import interval_text
+from orchestrator.report.numbers import NONE, number
 from orchestrator.report.phrases import METRIC_LABELS
-from orchestrator.report.statistics import mean_interval
+from orchestrator.report.uncertainty import Uncertainty
+
+Values = dict[tuple[str, str, str], dict[int, float]]
+"""(study, cell, metric) -> seed -> value."""
 
 
 @dataclass(frozen=True)
 class OverviewRow:
-    """One cell against the metrics of its overview, as text; n is the number of seeds or networks."""
+    """The means of one cell, as text; n is the number of seeds or networks."""
 
     study: str
     label: str
@@ -24,10 +30,16 @@ class OverviewRow:
 
 @dataclass(frozen=True)
 class Overview:
-    """All cells of some member studies against all their metrics."""
+    """All cells of some member studies against all their metrics.
+
+    Attributes:
+        spread: the standard deviation of one run by metric, over all cells together; a dash where spreads differ from
+            cell to cell, or nothing is known of them.
+    """
 
     metrics: tuple[str, ...]
     studies: dict[str, tuple[OverviewRow, ...]]
+    spread: tuple[str, ...]
 
     @property
     def broad(self) -> bool:
@@ -37,10 +49,10 @@ class Overview:
 
 def overviews(study: StudyPlan, cells: pd.DataFrame) -> list[Overview]:
     """One overview for all studies with the same evaluations, and one for all theory studies with the same metrics."""
-    values: dict[tuple[str, str, str], list[float]] = {}
-    columns = [cells[name] for name in ("study", "cell", "metric", "value")]
-    for member, cell, metric, value in zip(*columns, strict=True):
-        values.setdefault((member, cell, metric), []).append(value)
+    values: Values = {}
+    columns = [cells[name] for name in ("study", "cell", "metric", "seed", "value")]
+    for member, cell, metric, seed, value in zip(*columns, strict=True):
+        values.setdefault((member, cell, metric), {})[seed] = value
     measured: dict[str, set[str]] = {}
     for member, _, metric in values:
         measured.setdefault(member, set()).add(metric)
@@ -53,25 +65,45 @@ def overviews(study: StudyPlan, cells: pd.DataFrame) -> list[Overview]:
 
 
 def _overview(
-    study: StudyPlan,
-    members: list[str],
-    measured: dict[str, set[str]],
-    values: dict[tuple[str, str, str], list[float]],
+    study: StudyPlan, members: list[str], measured: dict[str, set[str]], values: Values
 ) -> Overview:
-    known = {name: place for place, name in enumerate(METRIC_LABELS)}
+    order = {name: place for place, name in enumerate(METRIC_LABELS)}
     metrics = sorted(
         set().union(*(measured.get(member, set()) for member in members)),
-        key=lambda name: (known.get(name, len(known)), name),
+        key=lambda name: (order.get(name, len(order)), name),
     )
     studies: dict[str, tuple[OverviewRow, ...]] = {}
     for member, cell, label in dict.fromkeys((cell.study, cell.cell, cell.label) for cell in study.cells):
         if member not in members:
             continue
-        found = [values.get((member, cell, metric), []) for metric in metrics]
+        found = [values.get((member, cell, metric), {}) for metric in metrics]
         texts = tuple(
-            interval_text(mean_interval(some) if some else None, metric)
+            number(mean(some.values()), metric) if some else NONE
             for some, metric in zip(found, metrics, strict=True)
         )
         row = OverviewRow(member, label, max(map(len, found), default=0), texts)
         studies[member] = (*studies.get(member, ()), row)
-    return Overview(tuple(metrics), studies)
+    return Overview(tuple(metrics), studies, _spreads(study, members, metrics, values))
+
+
+def _spreads(study: StudyPlan, members: list[str], metrics: list[str], values: Values) -> tuple[str, ...]:
+    """Of each metric, the spread pooled over all trainings, each once."""
+    trained: dict[tuple[str, str], list[object]] = {}
+    for cell in study.cells:
+        if cell.study in members:
+            trained.setdefault((cell.study, cell.cell), []).append((cell.seed, cell.trial, cell.case))
+    texts = []
+    for metric in metrics:
+        once: dict[Hashable, dict[int, float]] = {}
+        for (member, name), training in trained.items():
+            finite = {
+                seed: value
+                for seed, value in values.get((member, name, metric), {}).items()
+                if math.isfinite(value)
+            }
+            if finite:
+                once.setdefault(tuple(training), finite)
+        uncertainty = Uncertainty(once)
+        sd = uncertainty.pooled.sd if uncertainty.is_pooled else None
+        texts.append(NONE if sd is None else number(sd, metric))
+    return tuple(texts)

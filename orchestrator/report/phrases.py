@@ -30,10 +30,17 @@ METRIC_LABELS = {
 }
 
 
+SPREAD_ROW = "Standard deviation of one run"
+OVERVIEW_LEGEND = (
+    "Means over n seeds or networks. The standard deviation of one run is estimated from all cells together, without "
+    "what all cells of a seed share; a dash where it differs from cell to cell (Brown–Forsythe), or is not known."
+)
+
+
 def metric_label(metric: str) -> str:
     """A metric's name for people."""
     spoken = metric.removeprefix("theory/").replace("_", " ").replace("/", ", ")
-    return METRIC_LABELS.get(metric, spoken[:1].upper() + spoken[1:])
+    return METRIC_LABELS.get(metric, upper_first(spoken))
 
 
 def duration(seconds: float) -> str:
@@ -61,19 +68,29 @@ def sentence(text: str) -> str:
     return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
+def count(number: int, noun: str) -> str:
+    """1 seed, 2 seeds."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def upper_first(text: str) -> str:
+    """The first letter large, the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
 def seeds_text(numbers: Sequence[int]) -> str:
     """0, 1, 2; none stands for all networks of a cell."""
     return ", ".join(map(str, numbers)) or "all networks"
 
 
 def status(facts: Mapping[str, Any]) -> str:
-    """One sentence: recipe, seeds, and how much of what was planned is done."""
+    """One sentence: seeds, and how much of what was planned is done."""
     done = [
         f"{facts[f'{what}_done']} of {facts[f'{what}_planned']} {name}"
         for what, name in (("trials", "trainings"), ("toys", "toy runs"), ("evaluations", "evaluations"))
         if facts[f"{what}_planned"]
     ]
-    return f"Recipe {facts['recipe']}, {_number_of_seeds(facts)}: {listed(done)} done."
+    return f"{_number_of_seeds(facts)}: {listed(done)} done."
 
 
 def _number_of_seeds(facts: Mapping[str, Any]) -> str:
@@ -81,8 +98,7 @@ def _number_of_seeds(facts: Mapping[str, Any]) -> str:
     counts = {len(seeds) for seeds in facts["seeds_by_cell"].values()} or {len(facts["seeds"])}
     if len(counts) > 1:
         return f"{min(counts)} to {max(counts)} seeds a cell"
-    (count,) = counts
-    return f"{count} seed{'s' if count > 1 else ''}"
+    return count(*counts, "seed")
 
 
 def _seeds(facts: Mapping[str, Any]) -> str:

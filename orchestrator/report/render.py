@@ -13,16 +13,17 @@ from pathlib import Path
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from rich.table import Table as RichTable
 
 from orchestrator.errors import AblateError
 from orchestrator.plan import Plan, StudyPlan
-from orchestrator.report import phrases, tables, verdicts
+from orchestrator.report import phrases, sentences, strips, tables, verdicts
 from orchestrator.report.claims import claims_csv
 from orchestrator.report.content import Report, make_report
 from orchestrator.report.figures import FilledFigure
 from orchestrator.report.frames import COLUMNS, Records
-from orchestrator.report.markdown import markdown
+from orchestrator.report.latex import to_latex
+from orchestrator.report.markdown import markdown, to_markdown
+from orchestrator.report.tables import DEFAULT_STYLE, TableStyle
 from orchestrator.store import Store
 from trainers.files import make_folder, write_atomically
 from trainers.locations import is_local
@@ -46,6 +47,7 @@ def write_report(
     out: Path | None = None,
     source: Records | None = None,
     tracking: str | None = None,
+    style: TableStyle = DEFAULT_STYLE,
 ) -> Path:
     """Make a study's report from records and write it.
 
@@ -53,6 +55,7 @@ def write_report(
         out: directory; default: the study's own in the store.
         source: where records are read from; default: the store. `tracking.TrackedRecords` reads MLflow's.
         tracking: MLflow's URI, for the line that says where the runs are.
+        style: how the numbers of tables are written.
 
     Returns:
         The report's directory; `index.html` is its front page.
@@ -61,7 +64,7 @@ def write_report(
         AblateError: the directory can't be written.
     """
     directory = out if out is not None else store.report_directory(study.name)
-    write(make_report(plan, study, source if source is not None else store, tracking), directory)
+    write(make_report(plan, study, source if source is not None else store, tracking, style), directory)
     return directory
 
 
@@ -83,12 +86,6 @@ def write(report: Report, directory: Path) -> None:
         raise AblateError(f"report {directory}: cannot be written: {error.strerror}") from None
 
 
-def console(report: Report) -> list[RichTable]:
-    """The tables and the verdicts for a terminal."""
-    shown = [tables.console(table) for table in report.tables]
-    return [*shown, verdicts.console(report.claims)] if report.claims else shown
-
-
 def files(report: Report) -> Files:
     """All files of a report, pictures too: path under its directory -> content."""
     pictures = figure_files(report)
@@ -108,8 +105,8 @@ def table_files(report: Report) -> dict[str, str]:
         contents["claims.csv"] = claims_csv(report.claims)
     for table in report.tables:
         contents[f"tables/{table.name}.csv"] = tables.to_csv(table)
-        contents[f"tables/{table.name}.md"] = tables.to_markdown(table)
-        contents[f"tables/{table.name}.tex"] = tables.to_latex(table)
+        contents[f"tables/{table.name}.md"] = to_markdown(table)
+        contents[f"tables/{table.name}.tex"] = to_latex(table)
     return contents
 
 
@@ -155,7 +152,8 @@ def html(report: Report, pictures: Files) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%").replace(" ± ", "\u00a0± ")
-    environment.globals |= {"phrases": phrases, "tables": tables, "verdicts": verdicts}
+    environment.globals |= {"phrases": phrases, "sentences": sentences, "strips": strips, "to_latex": to_latex,
+                            "verdicts": verdicts}  # fmt: skip
     return environment.get_template("index.html.j2").render(
         report=report,
         facts=report.provenance,

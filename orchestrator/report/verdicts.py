@@ -6,16 +6,17 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table as RichTable
-from rich.text import Text
-
-from orchestrator.report import escape
+from orchestrator.exhibits import CorrelationClaim
 from orchestrator.report.claims import Judgement
+from orchestrator.report.claims.findings import BY_CONSTRUCTION
 from orchestrator.report.claims.hypotheses import Verdict
 from orchestrator.report.claims.wording import p_text, plain, rounded, with_unit
-from orchestrator.report.phrases import listed
+from orchestrator.report.phrases import listed, upper_first
+
+Origin = Literal["trained networks", "toy networks", "by construction"]
+"""What decides a claim: trainings on data, the theory's toy networks, or that one training serves both of its cells."""
 
 SIGNS: dict[Verdict, str] = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
 """A sign beside each verdict's word: nothing is told by colour alone."""
@@ -59,16 +60,38 @@ def unique_names(judgements: Sequence[Judgement]) -> list[str]:
     ]
 
 
+def origin(judgement: Judgement) -> Origin:
+    """What decided a claim, or is to."""
+    if judgement.test == BY_CONSTRUCTION:
+        return "by construction"
+    claim = judgement.claim
+    metrics = (claim.x, claim.y) if isinstance(claim, CorrelationClaim) else (claim.metric,)
+    return "toy networks" if all(metric.startswith("theory/") for metric in metrics) else "trained networks"
+
+
 def sentence(judgements: Sequence[Judgement]) -> str:
-    """Of 21 claims, 12 are supported, 2 contradicted and 7 undecided."""
+    """Of 20 claims about trained networks, 9 are supported, 2 contradicted and 9 undecided; 1 holds by construction."""
+    by_origin = {name: [one for one in judgements if origin(one) == name] for name in get_args(Origin)}
+    parts = [
+        _counted(some, f" about {name}")
+        for name, some in by_origin.items()
+        if some and name != "by construction"
+    ]
+    if given := len(by_origin["by construction"]):
+        parts.append(f"{given} {'holds' if given == 1 else 'hold'} by construction")
+    said = "; ".join(parts)
+    return f"{upper_first(said)}."
+
+
+def _counted(judgements: Sequence[Judgement], about: str) -> str:
     counts = Counter(judgement.verdict for judgement in judgements)
-    if len(judgements) == 1:
-        return f"Its one claim is {judgements[0].verdict}."
     (first, number), *others = [(verdict, counts[verdict]) for verdict in SIGNS if counts[verdict]]
+    if len(judgements) == 1:
+        return f"the one claim{about} is {first}"
     if not others:
-        return f"All {number} claims are {first}."
+        return f"all {number} claims{about} are {first}"
     said = [f"{number} {'is' if number == 1 else 'are'} {first}", *(f"{n} {other}" for other, n in others)]
-    return f"Of {len(judgements)} claims, {listed(said)}."
+    return f"of {len(judgements)} claims{about}, {listed(said)}"
 
 
 def verdict(judgement: Judgement) -> str:
@@ -97,18 +120,3 @@ def seeds_needed(judgement: Judgement) -> str:
     if judgement.verdict != "undecided":
         return ""
     return "—" if judgement.seeds_needed is None else str(judgement.seeds_needed)
-
-
-def console(judgements: Sequence[Judgement]) -> RichTable:
-    """The verdicts for a terminal; how they came about is on the page. Texts are never read as rich markup."""
-    shown = RichTable(title=Text(sentence(judgements)), box=SIMPLE_HEAD, title_justify="left")
-    shown.add_column("")
-    shown.add_column("Claim", ratio=1)
-    for name in ("Verdict", "Effect", "Seeds that\nwould decide"):
-        shown.add_column(Text(name), no_wrap=True)
-    for group in groups(judgements):
-        for judgement in group.judgements:
-            number = "" if group.number is None else str(group.number)
-            texts = (judgement.claim.text, verdict(judgement), effect(judgement)[0])
-            shown.add_row(number, *(Text(escape.one_line(text)) for text in texts), seeds_needed(judgement))
-    return shown

@@ -2,6 +2,7 @@ import csv
 import io
 import threading
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -333,7 +334,10 @@ def test_a_caption_says_how_many_seeds_and_what_the_band_is(tmp_path, seeds, sai
         f"{NETWORKS} networks: the line is the median, the band goes from the 10th"
         in figures["weight"].caption
     )
-    assert all(figure.caption.endswith("Recipe digits. Source: s.") for figure in figures.values())
+    for figure in figures.values():
+        assert figure.caption.endswith("Source: s.")
+        named = "Scikit-learn digits at 16 px (chance 10 %)" in figure.caption
+        assert named is (figure.study == "trained")
 
 
 def test_a_caption_offers_an_interval_only_where_there_are_seeds_enough(tmp_path):
@@ -562,7 +566,10 @@ def test_singular_values_at_the_rounding_of_float64_run_through_a_strip_without_
     bottom, top_of_strip = axes.get_ylim()[0], min(axes.get_yticks())
     assert bottom < fallen[-1] < min(real.min(), fallen[199], top_of_strip)
     assert np.allclose(fallen[:200], np.log(np.geomspace(1, 1e-9, 256)[:200]), rtol=1e-9)
-    assert any(text.get_text().startswith("numerical noise, below −") for text in axes.texts)
+    assert any(text.get_text().startswith("axis broken: numerical noise, below −") for text in axes.texts)
+    slashes = [line for line in axes.get_lines() if line.get_marker() == canvas.SLASH]
+    (strip,) = axes.patches
+    assert [line.get_ydata()[0] for line in slashes] == [strip.get_bbox().y1] * 2
 
 
 def test_a_mean_over_seeds_of_which_one_is_noise_is_noise(bench):
@@ -623,14 +630,38 @@ def test_a_curves_interval_is_students_and_needs_three_seeds(tmp_path):
     assert all(len(path.vertices) == 0 for band in bands for path in band.get_paths())
 
 
-def test_the_papers_values_get_a_panel_of_their_own_only_where_ours_would_be_crushed(bench):
+def test_the_papers_values_get_a_panel_of_their_own_where_data_and_backbone_are_not_the_papers(bench):
     figure = bench.filled()["sweep"]
-    assert len(metrics.curve(figure.spec, figure.data).axes) == 2
+    assert "Hollow: the paper's values (ImageNet, ResNet-50), at the same d0/D, on an axis" in figure.caption
+    near = figure.data.copy()
+    near.loc[near["source"] == "paper", "value"] = 90.5
+    above, below = metrics.curve(figure.spec, near).axes
+    assert not hollow(above)
+    assert hollow(below) == [(45, 90.5), (128, 90.5)]
+
+
+def test_the_papers_values_stand_beside_ours_where_they_can_be_compared_and_do_not_crush_them(bench):
+    cells = tuple(replace(cell, as_published=True) for cell in bench.study.cells)
+    bench.study = replace(bench.study, cells=cells)
+    figure = bench.filled()["sweep"]
+    assert "on an axis" not in figure.caption
+    assert len(metrics.curve(figure.spec, figure.data).axes) == 2  # 62.7 beside 90 and more
     near = figure.data.copy()
     near.loc[near["source"] == "paper", "value"] = 90.5
     (axes,) = metrics.curve(figure.spec, near).axes
-    hollow = [line for line in axes.get_lines() if line.get_markerfacecolor() == "white"]
-    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in hollow] == [(45, 90.5), (128, 90.5)]
+    assert hollow(axes) == [(45, 90.5), (128, 90.5)]
+
+
+def test_the_papers_values_can_be_left_out(bench):
+    made = fill_figures(bench.study, cells_frame(bench.study, bench), bench, paper=False)
+    (figure,) = (figure for figure in made if figure.name == "sweep")
+    assert set(figure.data["source"]) == {"ours"}
+    assert "aper" not in figure.caption
+
+
+def hollow(axes):
+    lines = [line for line in axes.get_lines() if line.get_markerfacecolor() == "white"]
+    return [(line.get_xdata()[0], line.get_ydata()[0]) for line in lines]
 
 
 def test_an_evolution_has_a_panel_for_each_weight_and_one_logarithmic_for_the_embedding(bench):

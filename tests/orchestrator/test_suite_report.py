@@ -17,7 +17,7 @@ from orchestrator.report import console, make_report, render, write
 from orchestrator.report.phrases import sentence, status
 from orchestrator.report.render import files
 from orchestrator.report.tracked import tracked
-from orchestrator.report.verdicts import adjusted_p, effect, groups, seeds_needed, unique_names
+from orchestrator.report.verdicts import adjusted_p, effect, groups, origin, seeds_needed, unique_names
 from orchestrator.report.verdicts import sentence as verdict_sentence
 from orchestrator.store import Store
 
@@ -221,6 +221,7 @@ def test_a_theory_study_alone_speaks_of_no_trainings(suite_file, tmp_path):
     assert status(report.provenance).endswith(": 1 of 1 toy runs done.")
     page = Page(files(report)["index.html"])
     assert "trainings" not in page.text
+    assert "digits at" not in page.text
     assert "Training" not in page.text
     # a single study's sections need no list of them
     assert "nav" not in dict(page.tags)
@@ -264,13 +265,19 @@ def test_markdown_has_the_same_sections_with_pictures_beside_it(made, report):
     assert {len(re.split(r"(?<!\\)\|", line)) for line in grid} == {9}
 
 
-def test_the_terminal_shows_tables_and_verdicts(report):
-    terminal = Console(width=120, file=io.StringIO(), color_system=None)
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_terminal_shows_tables_verdicts_and_counts_within_its_width(report, width):
+    terminal = Console(width=width, file=io.StringIO(), color_system=None)
     for shown in console(report):
         terminal.print(shown)
-    text = terminal.file.getvalue()
-    assert verdict_sentence(report.claims) in text
-    assert text.count("undecided") + text.count("supported") >= len(report.claims)
+    printed = terminal.file.getvalue()
+    assert max(map(len, printed.splitlines())) <= width
+    text = " ".join(printed.split())
+    assert text.endswith(verdict_sentence(report.claims))
+    counts = [sum(one.verdict == word for one in report.claims) for word in ("supported", "undecided")]
+    said = text.split("The paper's claims")[1].removesuffix(verdict_sentence(report.claims))
+    assert [said.count(word) for word in ("supported", "undecided")] == counts
+    assert "scikit-learn digits at 16 px; chance is 10 %" in text
     assert "What the loss leaves outside" in text
 
 
@@ -284,17 +291,37 @@ def verdicts(report, *words):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["undecided"], "Its one claim is undecided."),
-        (["supported"] * 2, "All 2 claims are supported."),
-        (["supported", "undecided", "undecided"], "Of 3 claims, 1 is supported and 2 undecided."),
+        (["undecided"], "The one claim about trained networks is undecided."),
+        (["supported"] * 2, "All 2 claims about trained networks are supported."),
+        (
+            ["supported", "undecided", "undecided"],
+            "Of 3 claims about trained networks, 1 is supported and 2 undecided.",
+        ),
         (
             ["contradicted", "supported", "undecided", "supported"],
-            "Of 4 claims, 2 are supported, 1 contradicted and 1 undecided.",
+            "Of 4 claims about trained networks, 2 are supported, 1 contradicted and 1 undecided.",
         ),
     ],
 )
 def test_verdicts_are_counted_in_words(report, words, said):
     assert verdict_sentence(verdicts(report, *words)) == said
+
+
+def test_toy_networks_and_what_holds_by_construction_are_counted_apart(report):
+    origins = {one.claim_name: origin(one) for one in report.claims}
+    assert origins == {"order": "toy networks", "same": "by construction", "bad": "trained networks"}
+    trained, toys, given = (
+        [one for one in report.claims if origin(one) == name]
+        for name in ("trained networks", "toy networks", "by construction")
+    )
+    assert [len(some) for some in (trained, toys, given)] == [2, 1, 1]
+    said = verdict_sentence([*given, *toys * 3, *verdicts(report, "supported", "contradicted")])
+    verdict = toys[0].verdict
+    assert said == (
+        f"Of 2 claims about trained networks, 1 is supported and 1 contradicted; all 3 claims about toy networks are "
+        f"{verdict}; 1 holds by construction."
+    )
+    assert verdict_sentence(given * 2) == "2 hold by construction."
 
 
 def test_effects_have_their_unit_and_the_digits_of_their_interval(report):

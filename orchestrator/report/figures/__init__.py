@@ -25,7 +25,9 @@ from orchestrator.report.figures import data as figure_data
 from orchestrator.report.figures import toy_data as toy_figure_data
 from orchestrator.report.figures.source import Source
 from orchestrator.report.frames import Records, holes
+from orchestrator.report.phrases import upper_first
 from orchestrator.report.tables import write_csv
+from orchestrator.spec import Study
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +76,15 @@ class FilledFigure:
         return drawing.render(self.spec, self.data, "png")
 
 
-def fill_figures(study: StudyPlan, cells: pd.DataFrame, records: Records) -> list[FilledFigure]:
+def fill_figures(
+    study: StudyPlan, cells: pd.DataFrame, records: Records, paper: bool = True
+) -> list[FilledFigure]:
     """All figures of a study's members, in their order, with what there is of their data.
 
     Args:
         cells: of `frames.cells_frame`.
         records: where arrays and histories are read from.
+        paper: whether the paper's values are drawn beside ours.
     """
     missing = holes(study, records)
     names = [figure.name for member in study.members for figure in member.figures]
@@ -87,11 +92,18 @@ def fill_figures(study: StudyPlan, cells: pd.DataFrame, records: Records) -> lis
     for member in study.members:
         for figure in member.figures:
             name = figure.name if names.count(figure.name) == 1 else f"{member.name}.{figure.name}"
-            source = Source(study, member, cells, records, missing)
+            source = Source(study, member, cells, records, missing, paper)
             data, caption = _fill(figure, source)
-            caption = f"{caption} Recipe {study.recipe}. Source: {figure.source}."
+            caption = f"{caption}{_setting(study, member)} Source: {figure.source}."
             filled.append(FilledFigure(name, member.name, figure, data, caption, source.notes()))
     return filled
+
+
+def _setting(study: StudyPlan, member: Study) -> str:
+    """Under what the numbers were measured; captions of toy networks say so themselves."""
+    if member.toy is not None or study.setting is None:
+        return ""
+    return f" {upper_first(study.setting.caption)}."
 
 
 def _fill(figure: Figure, source: Source) -> tuple[pd.DataFrame, str]:

@@ -29,7 +29,7 @@ INTERVAL_SEEDS = 3
 """A t interval over two runs is nine times as wide as their distance: fewer seeds show only points."""
 
 SPECTRUM_COLUMNS = ("panel", *CELL, "seed", "trial", "rank", "singular_value", "noise_floor")
-CURVE_COLUMNS = ("source", "role", *CELL, "head", "d0", "dim", "seed", "trial", "value")
+CURVE_COLUMNS = ("source", "measured_on", "role", *CELL, "head", "d0", "dim", "seed", "trial", "value")
 TRAINING_COLUMNS = (*CELL, "seed", "trial", "epochs", "metric", "value")
 SCATTER_COLUMNS = (*CELL, "seed", "trial", "x", "y")
 
@@ -70,11 +70,14 @@ def spectrum(figure: SpectrumFigure, source: Source) -> tuple[pd.DataFrame, str]
 
 
 def curve(figure: CurveFigure, source: Source) -> tuple[pd.DataFrame, str]:
-    """Fig. 12: `role` is cells, compare or line; lines of `source` paper hold what the paper publishes."""
+    """Fig. 12: `role` is cells, compare or line; lines of `source` paper hold what the paper publishes.
+
+    `measured_on` is empty of ours unless it is what the paper's values were measured on.
+    """
     values = source.values(frame_metric(figure.metric))
     roles = dict.fromkeys(figure.cells, "cells") | dict.fromkeys(figure.compare, "compare")
     roles |= {figure.line: "line"} if figure.line else {}
-    published = {point.cell: point.paper for point in figure.paper}
+    published = {point.cell: point.paper for point in figure.paper} if source.paper else {}
     ours, paper = [], []
     for name, role in roles.items():
         place: dict[str, object] = {}
@@ -88,10 +91,13 @@ def curve(figure: CurveFigure, source: Source) -> tuple[pd.DataFrame, str]:
             elif not place:
                 source.lacks(cell, otherwise="its head has no d0, or its record does not say it")
             else:
-                identity = {"source": "ours", "role": role, "seed": cell.seed, "trial": cell.trial}
+                measured_on = source.published if cell.as_published else ""
+                identity = {"source": "ours", "measured_on": measured_on, "role": role, "seed": cell.seed,
+                            "trial": cell.trial}  # fmt: skip
                 ours.append(lines(cell, **identity, **place, value=[value]))
         if place and name in published:
-            identity = {"source": "paper", "role": role, "seed": pd.NA, "trial": ""}
+            identity = {"source": "paper", "measured_on": source.published, "role": role, "seed": pd.NA,
+                        "trial": ""}  # fmt: skip
             paper.append(lines(cell, **identity, **place, value=[published[name]]))
     for name in (name for name in published if name not in roles):
         source.remark(
@@ -125,9 +131,16 @@ def _curve_caption(figure: CurveFigure, data: pd.DataFrame) -> str:
         caption += ", the line through their means" if most > 1 else ""
         caption += ", the band their 95 % t interval" if most >= INTERVAL_SEEDS else ""
         caption += "; too few seeds for an interval." if 1 < most < INTERVAL_SEEDS else "."
-    if (data["source"] == "paper").any():
-        caption += " Hollow: what the paper publishes of ImageNet and ResNet-50, at the same d0/D."
+    paper = data[data["source"] == "paper"]
+    if len(paper):
+        place = "" if comparable(data) else ", on an axis of their own, since data and backbone are others"
+        caption += f" Hollow: the paper's values ({paper['measured_on'].iloc[0]}), at the same d0/D{place}."
     return caption
+
+
+def comparable(data: pd.DataFrame) -> bool:
+    """Whether a curve's values were measured on what the paper's were."""
+    return data["measured_on"].nunique() == 1
 
 
 def training(figure: TrainingFigure, source: Source) -> tuple[pd.DataFrame, str]:

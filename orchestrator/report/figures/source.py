@@ -10,6 +10,7 @@ import pandas as pd
 from orchestrator.plan import PlannedCell, StudyPlan
 from orchestrator.records import Arrays
 from orchestrator.report.frames import Hole, Records
+from orchestrator.setting import published_words
 from orchestrator.spec import Study
 
 CELL = ("study", "cell", "label")
@@ -22,9 +23,17 @@ class Source:
     """Reads a figure's cells and remembers why something of them could not be had."""
 
     def __init__(
-        self, plan: StudyPlan, member: Study, frame: pd.DataFrame, records: Records, missing: Sequence[Hole]
+        self,
+        plan: StudyPlan,
+        member: Study,
+        frame: pd.DataFrame,
+        records: Records,
+        missing: Sequence[Hole],
+        paper: bool = True,
     ) -> None:
-        self.records = records
+        """`paper`: whether the paper's values are shown."""
+        self.records, self.paper = records, paper
+        self.published = published_words(member.published)
         self._plan, self._member, self._frame = plan, member, frame
         self._reasons = {
             (hole.trial, hole.what): f"{hole.what.replace('_', ' ')} {hole.reason}" for hole in missing

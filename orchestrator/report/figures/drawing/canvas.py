@@ -19,6 +19,7 @@ from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 from orchestrator.report.escape import one_line
 
@@ -34,6 +35,9 @@ CATEGORIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", 
 # for print in grey
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+
+SLASH = [(-1, -0.4), (1, 0.4)]
+"""A marker; two of them break an axis."""
 
 _STYLE: dict[Any, Any] = {
     "axes.grid": False,
@@ -117,6 +121,26 @@ def panels(
 def whole_numbers(axes: Axes) -> None:
     """Ticks at whole numbers only, on the axis of ranks or epochs."""
     axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
+
+
+def break_axis(axes: Axes, height: float) -> None:
+    """Two slashes and a gap on the vertical axis: what lies below is not on its scale.
+
+    Args:
+        height: of the break, in the unit of the axis.
+    """
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    for points, marker, color, size in (
+        (0.0, "|", "white", 3.4),
+        (-1.7, SLASH, "black", 6.0),
+        (1.7, SLASH, "black", 6.0),
+    ):
+        beside = axes.get_yaxis_transform() + ScaledTranslation(0, points / 72, figure.dpi_scale_trans)
+        axes.plot(
+            0, height, transform=beside, marker=marker, markersize=size, color=color, clip_on=False, zorder=5,
+            markeredgewidth=2.0 if marker == "|" else 0.8,
+        )  # fmt: skip
 
 
 def label_left(axes: Sequence[Axes], label: str) -> None:

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from orchestrator.exhibits import CurveFigure, ScatterFigure, TrainingFigure
 from orchestrator.measured import frame_metric
-from orchestrator.report.figures.data import INTERVAL_SEEDS, points_of
+from orchestrator.report.figures.data import INTERVAL_SEEDS, comparable, points_of
 from orchestrator.report.figures.drawing import canvas
 from orchestrator.report.figures.drawing.canvas import Look, literal
 from orchestrator.report.phrases import metric_label
@@ -42,10 +42,13 @@ _OFFSETS = [
 
 
 def curve(spec: CurveFigure, data: pd.DataFrame) -> Figure:
-    """Fig. 12. The paper's values get a panel of their own where ours would be crushed beside them."""
+    """Fig. 12. The paper's values get a panel of their own where they were measured on other data or another
+    backbone, and where ours would be crushed beside them.
+    """
     ours, paper = data[data["source"] == "ours"], data[data["source"] == "paper"]
-    apart = len(paper) > 0 and _span(data["value"]) > 2 * _span(ours["value"])
-    handles, labels = _curve_key(ours, published=len(paper) > 0)
+    crushed = _span(data["value"]) > 2 * _span(ours["value"])
+    apart = len(paper) > 0 and (crushed or not comparable(data))
+    handles, labels = _curve_key(ours, paper)
     below = canvas.key_height(labels, canvas.ONE_COLUMN)
     figure = canvas.new_figure(canvas.ONE_COLUMN, (3.1 if apart else 2.3) + below)
     ratios = [2.2, 1] if apart else [1]
@@ -60,7 +63,7 @@ def curve(spec: CurveFigure, data: pd.DataFrame) -> Figure:
         )  # fmt: skip
     literal(axes[0].set_ylabel(canvas.plain(spec.metric_label, 40)))
     if apart:
-        axes[1].set_ylabel("Paper\n(ImageNet)")
+        axes[1].set_ylabel("Paper", color=canvas.MUTED)
         axes[1].margins(y=0.25)
         figure.align_ylabels(axes)
     _d0_axis(axes[-1], data)
@@ -68,15 +71,15 @@ def curve(spec: CurveFigure, data: pd.DataFrame) -> Figure:
     return figure
 
 
-def _curve_key(ours: pd.DataFrame, published: bool) -> tuple[list[Line2D], list[str]]:
+def _curve_key(ours: pd.DataFrame, paper: pd.DataFrame) -> tuple[list[Line2D], list[str]]:
     handles, labels = [], []
     for role, lines in ours.groupby("role", sort=False):
         handles.append(canvas.handle(_ROLES[role], marker=role != "line"))
         labels.append(_role_label(lines, role))
-    if published:
+    if len(paper):
         hollow = {"markerfacecolor": "white", "markersize": 4.5}
         handles.append(canvas.handle(Look(canvas.MUTED, "", "o"), marker=True, **hollow))
-        labels.append("Published (ImageNet, ResNet-50)")
+        labels.append(f"Paper ({paper['measured_on'].iloc[0]})")
     return handles, labels
 
 

@@ -55,10 +55,12 @@ class _LogAxis:
         axes.axhspan(self.top - self.height, self.top, color=canvas.SHADE, linewidth=0, zorder=0)
         axes.set_ylim(bottom=self.top - self.height)
         axes.set_yticks([tick for tick in axes.get_yticks() if self.top < tick <= axes.get_ylim()[1]])
+        canvas.break_axis(axes, self.top)
         below = f"{np.log(self.floor):.0f}".replace("-", "−")
         axes.annotate(
-            f"numerical noise, below {below}", (0, self.top - 0.23 * self.height), xycoords=axes.get_yaxis_transform(),
-            xytext=(3, 0), textcoords="offset points", va="center", fontsize=6.5, color=canvas.MUTED,
+            f"axis broken: numerical noise, below {below}", (0, self.top - 0.23 * self.height),
+            xycoords=axes.get_yaxis_transform(), xytext=(3, 0), textcoords="offset points", va="center", fontsize=6.5,
+            color=canvas.MUTED,
         )  # fmt: skip
 
 
