@@ -12,7 +12,6 @@ from orchestrator.report.frames import Hole
 from orchestrator.report.markdown import to_markdown
 from orchestrator.report.render import drawn, figure_identity, table_files
 from orchestrator.report.statistics import mean_interval
-from orchestrator.report.uncertainty import FEWEST_OWN
 
 
 def parent(report: Report, figures: bool = True) -> RunContent:
@@ -52,11 +51,10 @@ def _cell_metrics(report: Report) -> dict[str, tuple[float, int]]:
     metrics: dict[str, tuple[float, int]] = {}
     for (study, cell, metric), group in report.cells.groupby(["study", "cell", "metric"], sort=False):
         interval = mean_interval(group["value"].tolist())
-        wide = interval.n < FEWEST_OWN
         values = {
             "mean": interval.mean,
-            "ci_low": None if wide else interval.low,
-            "ci_high": None if wide else interval.high,
+            "ci_low": interval.low,
+            "ci_high": interval.high,
             "n": float(interval.n),
         }
         metrics |= {

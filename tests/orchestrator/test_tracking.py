@@ -209,13 +209,15 @@ def test_a_long_history_goes_in_batches(small, store):
     assert query(store, f"{count} '{children[key].info.run_id}'") == [(2500,)]
 
 
-def test_the_parent_holds_each_cells_mean_and_n(plan, synced):
+def test_the_parent_holds_each_cells_mean_interval_and_n(plan, synced):
     top, _ = runs(plan, synced)
     name = "cells/table2/orthogonal/linear_probe/top1"
+    half = math.tan(math.pi * 0.475) / 2
     assert top.data.metrics[f"{name}/mean"] == 60.5
+    assert top.data.metrics[f"{name}/ci_low"] == pytest.approx(60.5 - half, rel=1e-12)
+    assert top.data.metrics[f"{name}/ci_high"] == pytest.approx(60.5 + half, rel=1e-12)
     assert top.data.metrics[f"{name}/n"] == 2
-    assert f"{name}/ci_low" not in top.data.metrics  # of two seeds it would be nine times their distance
-    assert sum(key.startswith("cells/") for key in top.data.metrics) == 10 * 15 * 2
+    assert sum(key.startswith("cells/") for key in top.data.metrics) == 10 * 15 * 4
     assert "**Linear-probe accuracy of SimCLR" in top.data.tags["mlflow.note.content"]
 
 
