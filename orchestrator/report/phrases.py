@@ -98,7 +98,8 @@ def _number_of_seeds(facts: Mapping[str, Any]) -> str:
     counts = {len(seeds) for seeds in facts["seeds_by_cell"].values()} or {len(facts["seeds"])}
     if len(counts) > 1:
         return f"{min(counts)} to {max(counts)} seeds a cell"
-    return count(*counts, "seed")
+    (number,) = counts
+    return count(number, "seed")
 
 
 def _seeds(facts: Mapping[str, Any]) -> str:
