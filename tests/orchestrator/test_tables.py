@@ -50,7 +50,7 @@ NASTY = [
 
 @pytest.fixture(scope="module")
 def plan():
-    return make_plan(["quickstart"])
+    return make_plan(["quickstart"], "digits")
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +232,7 @@ def test_rows_that_one_training_serves_count_once_in_the_spread(plan, tmp_path):
 
 
 def test_rows_of_unequal_spread_have_their_own_and_the_legend_says_so(tmp_path):
-    plan, store = make_plan(["table1"], seeds=tuple(range(8))), Store(tmp_path)
+    plan, store = make_plan(["table1"], "digits", seeds=tuple(range(8))), Store(tmp_path)
     wide = {"mlp": 5.0, "linear": 0.1, "none": 0.1, "subvector": 0.1}
     random = np.random.default_rng(0)
     values = {(head, seed): 60 + sd * random.normal() for head, sd in wide.items() for seed in range(8)}
