@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -34,13 +35,15 @@ from orchestrator.messages import for_a_terminal
 from orchestrator.plan import Job, Plan, StudyPlan, estimate, jobs, make_plan
 from orchestrator.progress import duration
 from orchestrator.redaction import redacted
-from orchestrator.seeds import ALL, SeedRecords, parse_seeds, with_every_seed
+from orchestrator.seeds import ALL, MOST, SeedRecords, parse_seeds, with_every_seed
 from orchestrator.spec import Executor, Recipe, Resources, Study
 from orchestrator.store import Store
 from trainers.config import TrialConfig
 
 if TYPE_CHECKING:
+    from orchestrator.allocation import Allocation
     from orchestrator.tracking import TrackedRecords
+    from orchestrator.until_decided import Forecast
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,6 +54,9 @@ app = typer.Typer(
 )
 console = PlainConsole()
 problems = PlainConsole(stderr=True, highlight=False)
+
+_MAX_SEEDS = 20
+"""What --until-decided gives a cell at most, where --max-seeds says nothing else."""
 
 Studies = Annotated[list[str], typer.Argument(metavar="STUDY...", help="name in studies/, or a YAML file")]
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="name in studies/recipes/, or a YAML file")]
@@ -72,6 +78,19 @@ TrackingUri = Annotated[
     str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="default: SQLite in the store")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="for scripts")]
+UntilDecided = Annotated[
+    bool,
+    typer.Option(
+        "--until-decided", help="further seeds for the cells of claims that are undecided, and no others"
+    ),
+]
+BudgetText = Annotated[
+    str | None,
+    typer.Option("--budget", metavar="TIME", help="with --until-decided: of this command, such as 30m or 4h"),
+]
+MaxSeeds = Annotated[
+    int | None, typer.Option(min=1, max=MOST, help=f"with --until-decided: of a cell; default: {_MAX_SEEDS}")
+]
 DEFAULT_STORE = "ablations"
 
 _TRACKING_SCHEMES = {"http", "https", "sqlite", "mysql", "postgresql", "mssql", "databricks", "databricks-uc"}
@@ -126,18 +145,28 @@ def show(study: str, as_json: AsJson = False) -> None:
     console.print(cells)
 
 
-@app.command("plan", epilog="Example: `ablate plan quickstart --recipe digits --seeds 0,1,2`")
+@app.command(
+    "plan",
+    epilog="Examples: `ablate plan quickstart --recipe digits --seeds 0-2`; `ablate plan paper --until-decided`",
+)
 def plan_(
     studies: Studies,
     recipe: RecipeName = None,
     seeds: Seeds = None,
     sets: Sets = None,
+    until_decided: UntilDecided = False,
+    max_seeds: MaxSeeds = None,
     store_root: StoreRoot = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """What a run would train: the matrix, what is shared, what is there already, how long it takes."""
+    """What a run would train: the matrix, what is shared, what is there already, how long it takes.
+
+    With --until-decided: its next round, where the claims stand, and what it would train at most.
+    """
     store = Store(store_root)
-    plan = _plan(studies, recipe, seeds, sets, lambda study: store)
+    allocation = _allocation(until_decided, studies, recipe, seeds, sets, None, max_seeds)
+    expected = _forecast(allocation, store) if allocation else None
+    plan = expected.standing.plan if expected else _plan(studies, recipe, seeds, sets, lambda study: store)
     missing = jobs(plan, store)
     slots = _slots_here(plan.recipe)
     cost = estimate(plan, missing, store, slots)
@@ -150,6 +179,7 @@ def plan_(
                 "to_evaluate": {key: job.trial for job in missing for key in job.evaluations},
                 "seconds": cost.seconds if cost else None,
             }
+            | (_forecast_as_plain(expected) if expected else {})
         )
         return
     show_plan(console, plan, missing)
@@ -159,9 +189,16 @@ def plan_(
         console.print(f"Time: about {duration(cost.seconds)} with {slots} at once (from {cost.basis}).")
     else:
         console.print("Time: unknown; no trial of this recipe has finished here, and it states no cost.")
+    if expected:
+        at_most = estimate(plan, expected.at_most, store, slots)
+        for line in expected.lines(at_most.seconds if at_most else None, slots):
+            console.print(Text(line), soft_wrap=True)
 
 
-@app.command(epilog="Example: `ablate run quickstart --seeds 0,1,2 --set epochs=20`")
+@app.command(
+    epilog="Examples: `ablate run quickstart --seeds 0-2 --set epochs=20`; "
+    "`ablate run paper --until-decided --budget 4h`"
+)
 def run(
     studies: Studies,
     recipe: RecipeName = None,
@@ -172,20 +209,33 @@ def run(
         Executor, typer.Option(help="inline: in the trial's process; train: Ray Train, DDP")
     ] = "auto",
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="fewer trials at once than fit")] = None,
+    until_decided: UntilDecided = False,
+    budget: BudgetText = None,
+    max_seeds: MaxSeeds = None,
     store_root: StoreRoot = DEFAULT_STORE,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Train and evaluate what is missing, track it, write the report. The same command continues a cut-off run."""
+    """Train and evaluate what is missing, track it, write the report. The same command continues a cut-off run.
+
+    With --until-decided, cells get seeds one by one for as long as a claim needs them: until each is decided, would
+    need more than --max-seeds, or the --budget is spent.
+    """
     store = Store(store_root)
-    plan = _plan(studies, recipe, seeds, sets, lambda study: store)
+    allocation = _allocation(until_decided, studies, recipe, seeds, sets, budget, max_seeds)
+    plan = allocation.first if allocation else _plan(studies, recipe, seeds, sets, lambda study: store)
     _check_tracking(tracking_uri)
     missing = jobs(plan, store)
     _check_data(plan.recipe, missing)
     _refuse_inline_gangs(executor, [job.resources for job in missing])
     store.prepare()
-    from orchestrator.launch import launch
+    from orchestrator.launch import launch, launch_until_decided
+    from orchestrator.runner import Where
 
-    incomplete = launch(plan, missing, store, address, executor, max_concurrent, tracking_uri, console)
+    where = Where(address, executor, max_concurrent, tracking_uri)
+    if allocation:
+        incomplete = launch_until_decided(allocation, _seconds(budget), store, where, console)
+    else:
+        incomplete = launch(plan, missing, store, where, console)
     raise typer.Exit(3 if incomplete else 0)
 
 
@@ -200,6 +250,9 @@ def submit(
     sets: Sets = None,
     executor: Annotated[Executor, typer.Option(help="as of `ablate run`")] = "auto",
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="fewer trials at once than fit")] = None,
+    until_decided: UntilDecided = False,
+    budget: BudgetText = None,
+    max_seeds: MaxSeeds = None,
     store_root: StoreRoot = DEFAULT_STORE,
     tracking_uri: TrackingUri = None,
     follow: Annotated[bool, typer.Option(help="show the job's log to its end, return its exit code")] = True,
@@ -210,12 +263,26 @@ def submit(
 
     if as_json and follow:
         raise SpecError("--json: takes --no-follow with it")
+    allocation = _allocation(until_decided, studies, recipe, seeds, sets, budget, max_seeds)
     seeds_here = None if seeds == ALL else seeds  # this machine may not see the store
-    plan = _plan(studies, recipe, seeds_here, sets, lambda study: Store(store_root))
+    plan = (
+        allocation.first
+        if allocation
+        else _plan(studies, recipe, seeds_here, sets, lambda study: Store(store_root))
+    )
     _check_tracking(tracking_uri)
     _refuse_inline_gangs(executor, plan.resources.values())
     asked = jobs_api.Asked(
-        tuple(studies), recipe, seeds, tuple(sets or ()), executor, max_concurrent, str(store_root)
+        tuple(studies),
+        recipe,
+        seeds,
+        tuple(sets or ()),
+        executor,
+        max_concurrent,
+        str(store_root),
+        until_decided,
+        budget,
+        max_seeds,
     )
     jobs_api.refuse_what_no_cluster_sees(asked, plan, address, tracking_uri)
     submitted, client = jobs_api.submit(asked, address, tracking_uri, console.width, _say)
@@ -554,6 +621,50 @@ def _plan(
     if asked == ALL:
         return with_every_seed(studies, recipe, tuple(sets or ()), records_of)
     return make_plan(studies, recipe, asked, tuple(sets or ()))
+
+
+def _allocation(
+    until_decided: bool,
+    studies: list[str],
+    recipe: str | None,
+    seeds: str | None,
+    sets: list[str] | None,
+    budget: str | None,
+    max_seeds: int | None,
+) -> Allocation | None:
+    """What --until-decided asks for; None without it."""
+    if not until_decided:
+        for option, value in (("--budget", budget), ("--max-seeds", max_seeds)):
+            if value is not None:
+                raise SpecError(f"{option}: got {value} without --until-decided, expected both")
+        return None
+    asked = parse_seeds(seeds)
+    if asked == ALL:
+        raise SpecError("--seeds: got all with --until-decided, expected the first seeds, such as 0,1")
+    _seconds(budget)
+    from orchestrator.allocation import allocate
+
+    return allocate(studies, recipe, asked, tuple(sets or ()), max_seeds or _MAX_SEEDS)
+
+
+def _forecast(allocation: Allocation, store: Store) -> Forecast:
+    from orchestrator.until_decided import forecast
+
+    return forecast(allocation, store)
+
+
+def _forecast_as_plain(expected: Forecast) -> dict[str, Any]:
+    claims = expected.standing.claims or {}
+    return {
+        "claims": [{"plan": name, **asdict(claim)} for name, some in claims.items() for claim in some],
+        "to_train_at_most": [job.trial for job in expected.at_most if job.train],
+    }
+
+
+def _seconds(budget: str | None) -> float | None:
+    from orchestrator.until_decided import parse_budget
+
+    return None if budget is None else parse_budget(budget)
 
 
 def _refuse_inline_gangs(executor: str, footprints: Iterable[Resources]) -> None:

@@ -54,6 +54,10 @@ class BackgroundTracker:
         """Something was recorded; returns at once."""
         self._wanted.set()
 
+    def follow(self, plan: Plan) -> None:
+        """What the next sync is about, where a run goes on to further seeds."""
+        self._plan = plan
+
     def close(
         self, timeout: float = 120.0, say: Callable[[str], None] = lambda sentence: None
     ) -> TrackingError | None:
@@ -90,8 +94,9 @@ class BackgroundTracker:
                 return
 
     def _sync(self, final: bool) -> None:
-        for study in self._plan.studies:
-            self._tracker.sync(self._plan, study, final)
+        plan = self._plan
+        for study in plan.studies:
+            self._tracker.sync(plan, study, final)
 
     def _try(self, action: Callable[[], None]) -> None:
         try:

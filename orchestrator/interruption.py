@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while trials run: they save their states and end, then the command does, within seconds."""
+"""What ends a run before its trials have ended: Ctrl-C and SIGTERM, or a time limit. They save their states."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -106,3 +106,27 @@ class Interruption:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+@contextmanager
+def time_limit(
+    seconds: float | None, leases: Leases, say: Callable[[str], None]
+) -> Iterator[threading.Event]:
+    """An event that is set when the time is over, at which the run's trials are asked to save and end."""
+    over = threading.Event()
+
+    def end() -> None:
+        over.set()
+        with suppress(OSError):  # running trials then go on to their ends
+            leases.request_stop()
+        say("the budget is spent: running trials save their states, no further one starts")
+
+    timer = threading.Timer(seconds, end) if seconds is not None else None
+    if timer:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield over
+    finally:
+        if timer:
+            timer.cancel()

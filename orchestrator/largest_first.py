@@ -30,6 +30,7 @@ class LargestFirst(Searcher):
         nodes: what the cluster has now.
         limit: of trials at once; None: what fits.
         room: told what waits while nothing runs.
+        over: whether no further trial is to start.
 
     Attributes:
         waiting: trials that are not yet Tune's.
@@ -43,11 +44,12 @@ class LargestFirst(Searcher):
         nodes: Callable[[], list[Node]],
         limit: int | None,
         room: RoomWatch,
+        over: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()
         self.waiting = dict(footprints)
         self._later = dict(later)
-        self._nodes, self._limit, self._room = nodes, limit, room
+        self._nodes, self._limit, self._room, self._over = nodes, limit, room, over
         self._running: dict[str, tuple[str, Resources]] = {}  # by Tune's name of the trial
         self._looked, self._seen = -_LOOK_EVERY_S, list[Node]()
         self._trained: set[str] = set()
@@ -55,6 +57,8 @@ class LargestFirst(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Tune's question. Raises CapacityError where nothing that waits can ever fit."""
+        if self._over():
+            return Searcher.FINISHED
         if not self.waiting:
             return None if self._running and self._later else Searcher.FINISHED
         if self._limit is not None and len(self._running) >= self._limit:

@@ -6,80 +6,79 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
 from orchestrator import cluster, preflight
-from orchestrator.autoscaling import autoscales, nodes_for
-from orchestrator.delivery import tracked_beside
+from orchestrator.allocation import Allocation
+from orchestrator.autoscaling import autoscales
 from orchestrator.errors import AblateError, CapacityError
 from orchestrator.mlflow_access import is_remote
-from orchestrator.plan import Job, Plan, StudyPlan, estimate, jobs
-from orchestrator.progress import Progress, duration
+from orchestrator.plan import Job, Plan, StudyPlan, jobs
 from orchestrator.redaction import redacted
 from orchestrator.report import TableStyle, make_report, write
 from orchestrator.report import console as console_blocks
 from orchestrator.report.frames import Records
 from orchestrator.report.tables import DEFAULT_STYLE
-from orchestrator.schedule import concurrency, run_jobs, with_threads
+from orchestrator.runner import Runner, Where
+from orchestrator.schedule import concurrency
 from orchestrator.spec import Executor
 from orchestrator.store import Store
 from orchestrator.tracking import Tracker, default_uri
+from orchestrator.until_decided import Budget, until_decided
 
 
-def launch(
-    plan: Plan,
-    missing: list[Job],
-    store: Store,
-    address: str,
-    executor: Executor,
-    max_concurrent: int | None,
-    tracking_uri: str | None,
-    console: Console,
-) -> int:
+def launch(plan: Plan, missing: list[Job], store: Store, where: Where, console: Console) -> int:
     """Run the missing jobs, project to MLflow alongside, write the reports.
 
     Returns:
         How many trials of the plan are not complete.
     """
-
-    def say(sentence: str) -> None:
-        console.print(Text(sentence, "yellow"), soft_wrap=True)
-
-    for sentence in store.set_aside_damaged():
-        say(sentence)
-    if missing:
-        train = sum(job.train for job in missing)
-        console.print(f"{train} to train, {len(missing) - train} to evaluate only; starting Ray")
-        local = address == "local"  # which nothing makes grow
-        with (
-            cluster.connected(address) as there,
-            nullcontext(there) if local else nodes_for(missing, max_concurrent, there, say) as nodes,
-        ):
-            missing = with_threads(missing, nodes)
-            if not local:  # where this process has looked itself
-                looked = preflight.check(missing, nodes, store, executor, tracking_uri, say)
-                preflight.show(console, looked)
-                preflight.refuse(looked)
-            at_once = concurrency(missing, nodes, max_concurrent)
-            if cost := estimate(plan, missing, store, at_once):
-                console.print(f"about {duration(cost.seconds)} with {at_once} at once (from {cost.basis})")
-            with (
-                tracked_beside(plan, store, tracking_uri, console) as tracker,
-                Progress(console, missing, at_once) as progress,
-            ):
-                run_jobs(missing, plan.recipe.name, store, executor, max_concurrent, progress, tracker.notify)
-    else:
-        console.print(
-            Text(f"all {len(plan.trials)} trials are in {store.root}; nothing to do"), soft_wrap=True
-        )
-        with tracked_beside(plan, store, tracking_uri, console):
-            pass
+    _set_aside_damaged(store, console)
+    with Runner(where, store, console) as runner:
+        if missing:
+            runner.run(plan, missing)
+        else:
+            nothing = f"all {len(plan.trials)} trials are in {store.root}; nothing to do"
+            console.print(Text(nothing), soft_wrap=True)
+        runner.track(plan)
     report_all(plan, store, console)
     return len(jobs(plan, store))
+
+
+def launch_until_decided(
+    allocation: Allocation, seconds: float | None, store: Store, where: Where, console: Console
+) -> int:
+    """Train seed by seed what open claims need, project to MLflow alongside, write the reports.
+
+    Args:
+        seconds: of wall time, after which running trials save their states and end; None: no limit.
+
+    Returns:
+        How many trials failed.
+    """
+
+    def say(sentence: str) -> None:
+        console.print(Text(sentence), soft_wrap=True)
+
+    budget = Budget(seconds)
+    _set_aside_damaged(store, console)
+    with Runner(where, store, console) as runner:
+        end, summary = until_decided(
+            allocation, budget, store, lambda plan, missing: runner.run(plan, missing, budget.left), say
+        )
+        runner.track(end.plan)
+    report_all(end.plan, store, console)
+    for line in summary:
+        say(line)
+    return sum(store.trial_failure(job.trial) is not None for job in jobs(end.plan, store))
+
+
+def _set_aside_damaged(store: Store, console: Console) -> None:
+    for sentence in store.set_aside_damaged():
+        console.print(Text(sentence, "yellow"), soft_wrap=True)
 
 
 def check_cluster(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
-import time
+import threading
 import uuid
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
@@ -24,7 +24,7 @@ from orchestrator.cluster import nodes_now, why_it_fits_nowhere
 from orchestrator.failures import ProcessLost, failure
 from orchestrator.gangs import LOST, RESTARTS, last_line
 from orchestrator.hangs import HangWatch, end_process
-from orchestrator.interruption import Interruption
+from orchestrator.interruption import Interruption, time_limit
 from orchestrator.leases import Holder, Leases
 from orchestrator.packing import Node, side_by_side
 from orchestrator.plan import Job
@@ -84,10 +84,15 @@ def run_jobs(
     max_concurrent: int | None,
     progress: Progress,
     on_finished: Callable[[], None],
+    seconds: float | None = None,
 ) -> None:
     """Run every job to its end; a failed one leaves its reason in the store and stops no other.
 
     Needs a connected Ray (`cluster.connected`).
+
+    Args:
+        seconds: after which no further trial starts, and running ones save their states and end, to be resumed by
+            another run; None: no limit.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once running trials have saved their states.
@@ -112,11 +117,14 @@ def run_jobs(
             scratch(store.root, run) as folder,
             Interruption(leases, progress.say),
             HangWatch(store, leases, limits, partial(_end_remotely, str(store.root)), progress.warn),
+            time_limit(seconds, leases, progress.say) as over,
         ):
-            while assignments:
-                held = _one_round(assignments, store, leases, folder, max_concurrent, progress, finished)
+            while assignments and not over.is_set():
+                held = _one_round(
+                    assignments, store, leases, folder, max_concurrent, progress, finished, over
+                )
                 assignments = {trial: assignments[trial] for trial in held}
-                _await_others(assignments, leases, progress)
+                _await_others(assignments, leases, progress, over)
     finally:
         with suppress(OSError):
             leases.clear_dead()  # of trials whose processes were killed
@@ -130,6 +138,7 @@ def _one_round(
     max_concurrent: int | None,
     progress: Progress,
     finished: Callable[[str, str | None], None],
+    over: threading.Event,
 ) -> list[str]:
     """Tune over the given trials; those that another run holds come back."""
     from ray import tune
@@ -145,7 +154,7 @@ def _one_round(
         for trial, one in assignments.items()
         if one.holds is None and one.job.evaluations
     }
-    queue = LargestFirst(footprints, later, nodes_now, max_concurrent, room)
+    queue = LargestFirst(footprints, later, nodes_now, max_concurrent, room, over.is_set)
     trainable = tune.with_parameters(run_job, assignments=assignments)
     tuner = tune.Tuner(
         tune.with_resources(trainable, partial(driver_resources, assignments=assignments)),
@@ -184,9 +193,11 @@ def _one_round(
     return held
 
 
-def _await_others(assignments: dict[str, Assignment], leases: Leases, progress: Progress) -> None:
+def _await_others(
+    assignments: dict[str, Assignment], leases: Leases, progress: Progress, over: threading.Event
+) -> None:
     """Wait until one of the trials that other runs hold is free again: finished, failed, or its holder dead."""
-    while assignments:
+    while assignments and not over.is_set():
         live = leases.held()
         if any(trial not in live for trial in assignments):
             with suppress(OSError):
@@ -194,7 +205,7 @@ def _await_others(assignments: dict[str, Assignment], leases: Leases, progress: 
             return
         for trial in assignments:
             progress.hold(trial, str(live[trial]))
-        time.sleep(1)
+        over.wait(1)
 
 
 def _end_remotely(root: str, key: str, holder: Holder) -> None:

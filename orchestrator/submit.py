@@ -70,6 +70,9 @@ class Asked:
     executor: str
     max_concurrent: int | None
     store: str
+    until_decided: bool = False
+    budget: str | None = None
+    max_seeds: int | None = None
 
     def entrypoint(self, studies: Sequence[str], recipe: str | None) -> str:
         """The job's command.
@@ -81,11 +84,14 @@ class Asked:
             "--recipe": recipe,
             "--seeds": self.seeds,
             "--executor": self.executor,
-            "--max-concurrent": None if self.max_concurrent is None else str(self.max_concurrent),
+            "--max-concurrent": self.max_concurrent,
+            "--budget": self.budget,
+            "--max-seeds": self.max_seeds,
             "--store": self.store,
             "--address": "auto",
         }
-        given = [part for name, value in options.items() if value is not None for part in (name, value)]
+        given = [part for name, value in options.items() if value is not None for part in (name, str(value))]
+        given += ["--until-decided"] if self.until_decided else []
         sets = [part for assignment in self.sets for part in ("--set", assignment)]
         command = shlex.join(["python", "-m", "orchestrator.cli", "run", *given, *sets, "--", *studies])
         return f"set -a; . ./{_CREDENTIALS}; exec {command}"
