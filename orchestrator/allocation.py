@@ -86,35 +86,24 @@ class Allocation:
                 return Standing(plan, claims, rounds, self._by_trial(counts, remaining))
             state = frozenset(counts.items()), frozenset(failures)
             if state not in self._looks:
-                self._looks[state] = self.look(plan, records, failures, frames)
+                self._looks[state] = self._look(plan, records, failures, frames)
             claims, rounds = self._looks[state], rounds + 1
             remaining = self._wanted(claims, counts)
             if not remaining:
                 return Standing(plan, claims, rounds)
             counts = {setting: number + (setting in remaining) for setting, number in counts.items()}
 
-    def look(
-        self,
-        plan: Plan,
-        records: Records,
-        failures: Mapping[str, str],
-        frames: Mapping[str, pd.DataFrame] | None = None,
-    ) -> Claims:
-        """Every claim, judged on the seeds of a plan; one with a cell that can get no further seed is hopeless.
-
-        Args:
-            failures: as of `standing`.
-            frames: of more seeds than the plan's, by the name of a study's plan; default: made from the records.
-        """
-        claims: Claims = {}
-        for study in plan.studies:
-            frame = _part(frames[study.name], study) if frames else cells_frame(study, records)
-            closed = []
-            for claim in outlooks(study, frame, records, self.max_seeds):
-                why = None if claim.state == "decided" else self._why_closed(study, claim, failures)
-                closed.append(replace(claim, state="hopeless", cells=(), reason=why) if why else claim)
-            claims[study.name] = tuple(closed)
-        return claims
+    def unknown(self) -> Claims:
+        """Every claim before its first seeds are complete."""
+        why = "its first seeds are not complete"
+        return {
+            study.name: tuple(
+                Outlook(member.name, claim.name, "open", (), 0, None, why)
+                for member in study.members
+                for claim in member.claims
+            )
+            for study in self.whole.studies
+        }
 
     def with_seeds(self, number: int, of: Collection[CellOfPlan] | None = None) -> Plan:
         """The plan that gives this number of seeds to all cells, or to some and the first ones to the others."""
@@ -138,6 +127,28 @@ class Allocation:
             if undecided is None or (study.name, member.name, claim.name) in undecided
             for cell in cells_of_claim(study, member.name, claim)
         }
+
+    def _look(
+        self,
+        plan: Plan,
+        records: Records,
+        failures: Mapping[str, str],
+        frames: Mapping[str, pd.DataFrame],
+    ) -> Claims:
+        """Every claim on the seeds of a plan; one with a cell that can get no further seed is hopeless.
+
+        Args:
+            failures: as of `standing`.
+            frames: of all seeds, by the name of a study's plan.
+        """
+        claims: Claims = {}
+        for study in plan.studies:
+            closed = []
+            for claim in outlooks(study, _part(frames[study.name], study), records, self.max_seeds):
+                why = None if claim.state == "decided" else self._why_closed(study, claim, failures)
+                closed.append(replace(claim, state="hopeless", cells=(), reason=why) if why else claim)
+            claims[study.name] = tuple(closed)
+        return claims
 
     def _plan(self, counts: Mapping[Setting, int]) -> Plan:
         allowed = {

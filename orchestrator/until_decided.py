@@ -6,7 +6,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import fsum
 
 from orchestrator.allocation import Allocation, Claims, Standing
@@ -69,11 +69,13 @@ class End:
 
     Attributes:
         plan: every training that ended, for the report.
-        claims: on these.
+        claims: as of the last complete round.
+        cut_off: whether the budget was spent within a round.
     """
 
     plan: Plan
     claims: Claims
+    cut_off: bool
 
 
 def until_decided(
@@ -105,13 +107,7 @@ def until_decided(
         train(standing.plan, missing)
         tried |= {job.trial for job in missing}
     plan = settled(standing.plan, lambda study: store)
-    claims = allocation.look(plan, store, failures)
-    if standing.claims is None:  # the first round was cut off: nothing is out of reach for want of numbers
-        claims = {
-            name: tuple(replace(one, state="open") if one.state == "hopeless" else one for one in some)
-            for name, some in claims.items()
-        }
-    end = End(plan, claims)
+    end = End(plan, standing.claims or allocation.unknown(), cut_off=bool(missing))
     return end, list(_summary(allocation, standing, end, store, budget))
 
 
@@ -196,11 +192,14 @@ def _summary(
     allocation: Allocation, standing: Standing, end: End, store: Store, budget: Budget
 ) -> Iterator[str]:
     """The states of all claims, and the seeds spent beside those of a fixed plan."""
-    left_open = any(one.state == "open" for some in end.claims.values() for one in some)
     rounds = f"{_count(standing.rounds, 'complete round')}, {duration(budget.used)}"
     yield f"{_states(end.claims)} after {rounds}"
-    if left_open and budget.spent:
-        yield "the budget is spent and claims are left open; the same command goes on"
+    if end.cut_off:
+        left_open = sum(one.state == "open" for some in end.claims.values() for one in some)
+        yield (
+            f"the budget is spent within round {standing.rounds + 1}, {_count(left_open, 'claim')} left open; "
+            "the same command goes on"
+        )
     yield from _claim_lines(end.claims, "open")
     yield from _claim_lines(end.claims, "hopeless")
     seeds = Counter(

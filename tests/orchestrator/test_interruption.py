@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.interruption import time_limit
+from orchestrator.leases import Leases
+
 COMMAND = """
 import errno, sys, time
 from pathlib import Path
@@ -70,3 +73,21 @@ def test_the_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=20)
     assert process.returncode == 130, said
+
+
+def test_a_time_limit_asks_the_runs_trials_to_save_and_end(tmp_path: Path) -> None:
+    leases, said = Leases(tmp_path, "aaaaaaaa"), list[str]()
+    with time_limit(0.05, leases, said.append) as over:
+        assert over.wait(20)
+        while not said:
+            time.sleep(0.01)
+    assert leases.stop_requested()
+    assert said == ["the budget is spent: running trials save their states, no further one starts"]
+
+
+def test_a_time_limit_that_is_not_reached_or_not_set_stops_nothing(tmp_path: Path) -> None:
+    leases = Leases(tmp_path, "aaaaaaaa")
+    for seconds in (None, 3600.0):
+        with time_limit(seconds, leases, print) as over:
+            assert not over.is_set()
+    assert not leases.stop_requested()

@@ -92,3 +92,12 @@ def test_what_no_node_fits_any_more_is_given_up_in_the_end(monkeypatch: pytest.M
     with pytest.raises(CapacityError, match="no such node in 15 min"):
         ask_on()
     assert "waiting 15 min for nodes that fit" in cluster.said[0]
+
+
+def test_nothing_starts_once_the_time_is_over() -> None:
+    over = False
+    room = RoomWatch(lambda: [Node(2, 0)], lambda sentence: None)
+    queue = LargestFirst({"a": ONE, "b": ONE}, {}, lambda: [Node(2, 0)], None, room, lambda: over)
+    assert ask(queue, "1") == "a"
+    over = True
+    assert queue.suggest("2") == Searcher.FINISHED

@@ -254,7 +254,7 @@ def test_a_spent_budget_leaves_claims_open_and_the_same_command_goes_on(truth: T
     end = truth.run(max_seeds=20, budget=Rounds(1))
     assert truth.states(end)["narrow"] == "open"
     assert {tuple(seeds) for seeds in truth.seeds(end).values()} == {(0, 1)}
-    assert "the budget is spent and claims are left open; the same command goes on" in truth.said
+    assert "the budget is spent within round 2, 1 claim left open; the same command goes on" in truth.said
     assert truth.states(truth.run(max_seeds=20)) == {"clear": "decided", "narrow": "decided"}
 
 
