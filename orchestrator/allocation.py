@@ -15,7 +15,8 @@ import pandas as pd
 
 from orchestrator.errors import SpecError
 from orchestrator.plan import Plan, StudyPlan, make_plan
-from orchestrator.report.claims.outlook import Outlook, cells_of_claim, outlooks
+from orchestrator.report.claims.numbers import named_cells
+from orchestrator.report.claims.outlook import Outlook, outlooks
 from orchestrator.report.frames import Records, Snapshot, cells_frame
 from orchestrator.seeds import LARGEST
 
@@ -125,7 +126,7 @@ class Allocation:
             for member in study.members
             for claim in member.claims
             if undecided is None or (study.name, member.name, claim.name) in undecided
-            for cell in cells_of_claim(study, member.name, claim)
+            for cell in named_cells(study, member.name, claim)
         }
 
     def _look(
@@ -190,16 +191,14 @@ class Allocation:
             for one in member.claims
             if (member.name, one.name) == (claim.study, claim.claim)
         )
-        cells = set(cells_of_claim(study, claim.study, stated))
+        cells = set(named_cells(study, claim.study, stated))
         own = [cell for cell in study.cells if (cell.study, cell.cell) in cells]
         for cell in own:
             if cell.trial in failures:
                 return f"{cell.name} failed with seed {cell.seed}: {failures[cell.trial]}"
-        if any(cell.case is not None for cell in own):
-            return "toy networks get no further seeds"
-        counts = Counter(cell.name for cell in own)
-        if min(counts.values()) >= self.max_seeds:
-            return f"undecided with {self.max_seeds} seeds"
+        counts = Counter((cell.study, cell.cell) for cell in own)
+        if claim.cells and min(counts[cell] for cell in claim.cells) >= self.max_seeds:
+            return f"undecided at the cap of {self.max_seeds} seeds"
         return None
 
 

@@ -35,7 +35,7 @@ from orchestrator.messages import for_a_terminal
 from orchestrator.plan import Job, Plan, StudyPlan, estimate, jobs, make_plan
 from orchestrator.progress import duration
 from orchestrator.redaction import redacted
-from orchestrator.seeds import ALL, MOST, SeedRecords, parse_seeds, with_every_seed
+from orchestrator.seeds import ALL, SeedRecords, parse_seeds, with_every_seed
 from orchestrator.spec import Executor, Recipe, Resources, Study
 from orchestrator.store import Store
 from trainers.config import TrialConfig
@@ -56,7 +56,7 @@ console = PlainConsole()
 problems = PlainConsole(stderr=True, highlight=False)
 
 _MAX_SEEDS = 20
-"""What --until-decided gives a cell at most, where --max-seeds says nothing else."""
+"""What --until-decided gives a cell at most: as many as a verdict may rest on."""
 
 Studies = Annotated[list[str], typer.Argument(metavar="STUDY...", help="name in studies/, or a YAML file")]
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="name in studies/recipes/, or a YAML file")]
@@ -89,7 +89,8 @@ BudgetText = Annotated[
     typer.Option("--budget", metavar="TIME", help="with --until-decided: of this command, such as 30m or 4h"),
 ]
 MaxSeeds = Annotated[
-    int | None, typer.Option(min=1, max=MOST, help=f"with --until-decided: of a cell; default: {_MAX_SEEDS}")
+    int | None,
+    typer.Option(min=1, max=_MAX_SEEDS, help=f"with --until-decided: of a cell; default: {_MAX_SEEDS}"),
 ]
 DEFAULT_STORE = "ablations"
 

@@ -83,10 +83,10 @@ def test_a_part_of_a_plan_has_no_work_that_only_the_rest_needs(plan: Plan) -> No
 
 
 def test_all_seeds_are_those_that_each_cell_was_trained_with(plan: Plan, store: Store) -> None:
-    found = with_every_seed(["table1"], None, (), lambda study: store)
+    found = with_every_seed(["table1"], "digits", (), lambda study: store)
     assert found == plan
     assert jobs(found, store) == []
-    other_recipe = with_every_seed(["table1"], None, ("epochs=7",), lambda study: store)
+    other_recipe = with_every_seed(["table1"], "digits", ("epochs=7",), lambda study: store)
     assert [cell.seed for cell in other_recipe.cells()] == [0, 0, 0, 0], (
         "a cell without trainings has one gap"
     )
@@ -97,14 +97,14 @@ def test_a_failed_training_is_among_all_seeds_and_one_that_was_only_begun_is_not
     of = {(cell.cell, cell.seed): cell.trial for cell in plan.cells()}
     fill(plan, store, fail=[of["none", 1]], skip=[of["none", 2]])
     store.begin_trial(of["none", 2], plan.trials[of["none", 2]].model_dump(mode="json"))
-    found = with_every_seed(["table1"], None, (), lambda study: store)
+    found = with_every_seed(["table1"], "digits", (), lambda study: store)
     assert [cell.seed for cell in found.cells() if cell.cell == "none"] == [0, 1]
     assert [job.trial for job in jobs(found, store)] == [of["none", 1]]
 
 
 def test_the_report_of_all_seeds_is_the_same_from_the_store_and_from_mlflow(plan: Plan, store: Store) -> None:
     tracked = TrackedRecords(default_uri(store), plan.studies[0])
-    assert with_every_seed(["table1"], None, (), lambda study: tracked) == plan
+    assert with_every_seed(["table1"], "digits", (), lambda study: tracked) == plan
     study = plan.studies[0]
     assert files(make_report(plan, study, tracked)) == files(make_report(plan, study, store))
 

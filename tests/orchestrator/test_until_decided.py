@@ -12,7 +12,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from synthetic import fill
 
-from orchestrator import allocation
+from orchestrator import allocation, cli
 from orchestrator.allocation import Allocation, allocate
 from orchestrator.errors import SpecError
 from orchestrator.exhibits import Claim
@@ -20,6 +20,7 @@ from orchestrator.plan import Job, Plan, StudyPlan, jobs
 from orchestrator.report.claims import judge
 from orchestrator.report.claims.outlook import Outlook, State
 from orchestrator.report.frames import Records, cells_frame
+from orchestrator.report.sequential import MOST_LOOKS
 from orchestrator.seeds import with_every_seed
 from orchestrator.store import Store
 from orchestrator.until_decided import Budget, End, forecast, parse_budget, until_decided
@@ -322,6 +323,10 @@ def test_studies_with_other_first_seeds_share_trainings_and_end(truth: Truth) ->
     assert {one.state for claims in end.claims.values() for one in claims} <= {"decided", "hopeless"}
     seeds = [(cell.study, cell.seed) for cell in end.plan.cells() if cell.cell == "unclaimed"]
     assert seeds == [("mine", 0), ("mine", 1), ("other", 0), ("other", 1), ("other", 2)]
+
+
+def test_a_cell_gets_no_more_seeds_than_a_verdict_may_rest_on() -> None:
+    assert cli._MAX_SEEDS == MOST_LOOKS
 
 
 def test_a_study_without_claims_and_too_few_seeds_are_refused(tmp_path: Path) -> None:

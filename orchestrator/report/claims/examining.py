@@ -83,7 +83,7 @@ def _found(study: StudyPlan, cells: pd.DataFrame, records: Records) -> list[Exam
     found = []
     for member in study.members:
         for claim in member.claims:
-            named = named_cells(study, member.name, claim, numbers)
+            named = [numbers[name] for name in named_cells(study, member.name, claim)]
             found.append(Examined(member.name, claim, named, spreads, find(claim, named, spreads)))
     return found
 

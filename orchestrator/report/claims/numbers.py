@@ -54,16 +54,15 @@ def _correct(
     return None if correct is None or correct.ndim != 1 else correct.astype(bool)
 
 
-def named_cells(
-    study: StudyPlan, owner: str, claim: Claim, numbers: dict[tuple[str, str], CellNumbers]
-) -> list[CellNumbers]:
-    """A claim's cells in its order, repeats included; where it names none, all of its study's."""
+def named_cells(study: StudyPlan, owner: str, claim: Claim) -> list[tuple[str, str]]:
+    """(study, cell) of a claim's cells in its order, repeats included; where it names none, all of its study's."""
     if claim.cells:
         split = [cell.rpartition("/") for cell in claim.cells]
-        return [numbers[where or owner, name] for where, _, name in split]
-    if owner == study.study.name:
-        return list(numbers.values())
-    return [cell for (where, _), cell in numbers.items() if where == owner]
+        return [(where or owner, name) for where, _, name in split]
+    everything = owner == study.study.name
+    return list(
+        dict.fromkeys((one.study, one.cell) for one in study.cells if everything or one.study == owner)
+    )
 
 
 def pools(cells: Iterable[CellNumbers]) -> dict[str, Pool]:
