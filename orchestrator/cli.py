@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.text import Text
 
-from orchestrator import library
+from orchestrator import freshness, library, retraining
 from orchestrator.display import (
     PlainConsole,
     ledger_entries,
@@ -213,6 +213,12 @@ def run(
     until_decided: UntilDecided = False,
     budget: BudgetText = None,
     max_seeds: MaxSeeds = None,
+    retrain: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CELL", help="train this cell, or study/cell, anew; its old records are set aside"
+        ),
+    ] = None,
     store_root: StoreRoot = DEFAULT_STORE,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -221,14 +227,21 @@ def run(
     With --until-decided, cells get seeds one by one for as long as a claim needs them: until each is decided, would
     need more than --max-seeds, or the --budget is spent.
     """
+    if retrain and until_decided:
+        raise SpecError("--retrain: got --until-decided with it, expected one of the two")
     store = Store(store_root)
     allocation = _allocation(until_decided, studies, recipe, seeds, sets, budget, max_seeds)
     plan = allocation.first if allocation else _plan(studies, recipe, seeds, sets, lambda study: store)
     _check_tracking(tracking_uri)
+    anew = retraining.chosen(plan, retrain or ())
     missing = jobs(plan, store)
-    _check_data(plan.recipe, missing)
+    _check_data(plan.recipe, [*missing, *(retraining.job(plan, key) for key in anew)])
     _refuse_inline_gangs(executor, [job.resources for job in missing])
     store.prepare()
+    if anew:
+        for sentence in retraining.set_aside(anew, store):
+            _say(sentence)
+        missing = jobs(plan, store)
     from orchestrator.launch import launch, launch_until_decided
     from orchestrator.runner import Where
 
@@ -237,6 +250,7 @@ def run(
         incomplete = launch_until_decided(allocation, _seconds(budget), store, where, console)
     else:
         incomplete = launch(plan, missing, store, where, console)
+    retraining.finish(anew, store)
     raise typer.Exit(3 if incomplete else 0)
 
 
@@ -390,6 +404,9 @@ def status(store_root: StoreRoot = DEFAULT_STORE, as_json: AsJson = False) -> No
     for row in rows:
         if row["error"]:
             console.print(Text.assemble((row["trial"], "red"), " ", row["error"]), soft_wrap=True)
+    finished = [freshness.Reused((f"trial {record['key']}",), record) for record in store.trial_records()]
+    for sentence in (*freshness.different_data(finished), *freshness.changed_data(finished)):
+        console.print(Text(sentence, "yellow"), soft_wrap=True)
 
 
 @app.command(epilog="Example: `ablate sync quickstart`")

@@ -15,6 +15,7 @@ from orchestrator import cluster, preflight
 from orchestrator.allocation import Allocation
 from orchestrator.autoscaling import autoscales
 from orchestrator.errors import AblateError, CapacityError
+from orchestrator.freshness import changed_code, changed_data, reused
 from orchestrator.mlflow_access import is_remote
 from orchestrator.plan import Job, Plan, StudyPlan, jobs
 from orchestrator.redaction import redacted
@@ -145,6 +146,9 @@ def report_all(
         write(report, place)
         for shown in console_blocks(report):
             console.print(shown)
+        shown_by = reused(plan, study.cells, records)
+        for sentence in (*report.provenance["warnings"], *changed_data(shown_by), *changed_code(shown_by)):
+            console.print(Text(sentence, "yellow"), soft_wrap=True)
         console.print(Text(f"report: {place / 'index.html'}"), soft_wrap=True)
 
 

@@ -67,6 +67,7 @@ class _Checked(BaseModel):
 class _Environment(_Checked):
     executor: _Text | None = None
     commit: _Text | None = None
+    code: _Text | None = None
     versions: dict[_Text, _Text] = {}
     peak_memory_bytes: _Count | None = None
 
@@ -74,6 +75,7 @@ class _Environment(_Checked):
 class _Dataset(_Checked):
     name: _Text
     fingerprint: _Text
+    signature: _Text | None = None
 
 
 class _Seal(_Checked):

@@ -1,10 +1,17 @@
-"""Which software a result is made with, here: versions of packages, and the commit of this code."""
+"""Which software a result is made with, here: versions of packages, the commit of this code, and what it computes."""
 
 from __future__ import annotations
 
+import ast
+import functools
+import hashlib
+import io
 import os
 import platform
+import re
 import subprocess
+import tarfile
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -41,3 +48,55 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip() or None
+
+
+@functools.cache
+def code() -> str:
+    """A digest of what the code under trainers/ does: comments, docstrings and formatting are outside."""
+    import trainers
+
+    folder = Path(next(iter(trainers.__path__)))
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.py")}
+    return digest_of_code(files)
+
+
+@functools.cache
+def code_of_commit(commit: str) -> str | None:
+    """The same digest at a commit of this checkout; None where it is not known, or files differed from it (+)."""
+    if not re.fullmatch(r"[0-9a-f]{7,40}", commit):
+        return None
+    folder = Path(__file__).resolve().parent.parent
+    try:
+        packed = subprocess.run(
+            ["git", "-C", str(folder), "archive", "--format=tar", commit, "trainers"],
+            capture_output=True,
+            timeout=30,
+            check=True,
+        ).stdout
+        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+            members = [member for member in archive if member.isfile() and member.name.endswith(".py")]
+            files = {
+                member.name.removeprefix("trainers/"): content.read()
+                for member in members
+                if (content := archive.extractfile(member))
+            }
+        return digest_of_code(files)
+    except (OSError, subprocess.SubprocessError, tarfile.TarError, SyntaxError):
+        return None
+
+
+def digest_of_code(files: Mapping[str, bytes]) -> str:
+    """48 bits of SHA-256 over the syntax trees of Python files, by name."""
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        tree = _WithoutDocstrings().visit(ast.parse(files[name]))
+        digest.update(f"{name}\0{ast.unparse(tree)}\0".encode())
+    return digest.hexdigest()[:12]
+
+
+class _WithoutDocstrings(ast.NodeTransformer):
+    """Leaves out strings that stand alone, which compute nothing."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        alone = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return None if alone else node

@@ -273,6 +273,15 @@ class Store(UntrustedFolder):
 
     # --- evaluations ---
 
+    def evaluations_of(self, trial: str) -> list[str]:
+        """Keys of all finished evaluations of a trial, those that no study asks for any more included."""
+        folders = sorted((self.root / "evaluations").glob("*"))
+        keys = [folder.name for folder in folders if _KEY.fullmatch(folder.name)]
+        records = self.each(lambda key: self._record(self.evaluation_directory(key), evaluation=True), keys)
+        return [
+            key for key, record in zip(keys, records, strict=True) if record and record.get("trial") == trial
+        ]
+
     def evaluation_record(self, key: str) -> Record | None:
         directory = self.evaluation_directory(key)
         record = self._record(directory, evaluation=True)

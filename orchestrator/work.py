@@ -21,7 +21,7 @@ import torch
 from orchestrator.failures import EvaluationsFailed
 from orchestrator.leases import Fence
 from orchestrator.plan import Job
-from orchestrator.software import commit, versions
+from orchestrator.software import code, commit, versions
 from orchestrator.store import Store
 from trainers import EVALUATION_VERSION, NUMERICS_VERSION, THEORY_VERSION
 from trainers.checkpoint import DamagedError, read
@@ -29,6 +29,7 @@ from trainers.config import EvaluationConfig, ToyRun, TrialConfig
 from trainers.context import Interrupted, TrialContext
 from trainers.contrastive import ContrastiveModel, load_model, make_reproducible, train
 from trainers.data.datasets import DataError, Dataset, load_dataset
+from trainers.data.signature import signature
 from trainers.evaluate import PROBE_STATES, evaluate
 from trainers.files import MODEL, sha256_of
 from trainers.theory import run_toys
@@ -88,6 +89,7 @@ def train_trial(
         "dataset": {
             "name": job.config.data.name or job.config.data.kind,
             "fingerprint": result.dataset_fingerprint,
+            "signature": signature(job.config.data),
         },
         "environment": environment(executor, job, context.device),
     }
@@ -297,6 +299,7 @@ def environment(executor: str, job: Job, device: torch.device) -> dict[str, Any]
         "cpu": _processor(),
         "versions": versions(),
         "commit": commit(),
+        "code": code(),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 

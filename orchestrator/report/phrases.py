@@ -134,6 +134,7 @@ def provenance_summary(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Executor", ", ".join(facts["executors"]) or "none"),
         ("Hardware", hardware or "none"),
         ("Data", datasets or "none"),
+        *(("Warning", sentence) for sentence in facts["warnings"]),
         ("Commit", ", ".join(facts["commits"]) or "not recorded"),
         ("Numerics version", ", ".join(map(str, facts["numerics_versions"])) or "none"),
         ("Versions", versions or "none"),

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from math import fsum
 from typing import Any
 
+from orchestrator.freshness import different_data, reused
 from orchestrator.plan import Plan, PlannedCell, StudyPlan
 from orchestrator.records import Record
 from orchestrator.report.frames import Hole, Records
 from trainers.config import ToyRun
 
-_NO_HARDWARE = ("versions", "commit", "peak_memory_bytes", "executor")
+_NO_HARDWARE = ("versions", "commit", "code", "peak_memory_bytes", "executor")
 
 
 def provenance(plan: Plan, study: StudyPlan, records: Records, missing: Sequence[Hole]) -> dict[str, Any]:
@@ -59,7 +60,11 @@ def provenance(plan: Plan, study: StudyPlan, records: Records, missing: Sequence
         "versions": _versions(everything),
         "hardware": _hardware(runs),
         "executors": _distinct(record["environment"].get("executor") for record in runs),
-        "datasets": _distinct(record.get("dataset") for record in trained),
+        "datasets": _distinct(
+            {"name": record["dataset"]["name"], "fingerprint": record["dataset"]["fingerprint"]}
+            for record in trained
+        ),
+        "warnings": different_data(reused(plan, study.cells, records)),
         "missing": [
             {"study": hole.study, "cell": hole.cell, "seed": hole.seed, "what": hole.what, "trial": hole.trial,
              "reason": hole.reason}
