@@ -77,7 +77,7 @@ def set_aside(keys: Sequence[str], store: Store) -> list[str]:
 
 def finish(keys: Sequence[str], store: Store) -> None:
     """Forget the command, once all of its trials are trained anew: the next one like it trains them again."""
-    if all(store.trial_record(key) for key in keys):
+    if keys and all(store.trial_record(key) for key in keys):
         _note(keys, store).unlink(missing_ok=True)
 
 
