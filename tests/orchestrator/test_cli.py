@@ -94,6 +94,11 @@ MALFORMED = {
     "no trials at once": ["run", "quickstart", "--max-concurrent", "0"],
     "unknown source": ["report", "quickstart", "--source", "stor"],
     "unknown schema": ["schema", "studdy"],
+    "a budget for nothing": ["run", "quickstart", "--budget", "4h"],
+    "most seeds of nothing": ["run", "quickstart", "--max-seeds", "9"],
+    "a budget without a unit": ["run", "quickstart", "--until-decided", "--budget", "30"],
+    "more seeds than a verdict rests on": ["run", "quickstart", "--until-decided", "--max-seeds", "21"],
+    "until decided on all seeds": ["run", "quickstart", "--until-decided", "--seeds", "all"],
     "port out of range": ["ui", "--port", "70000"],
 }
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -18,11 +21,11 @@ from orchestrator.errors import SpecError
 from orchestrator.exhibits import Claim
 from orchestrator.plan import Job, Plan, StudyPlan, jobs
 from orchestrator.report.claims import judge
-from orchestrator.report.claims.outlook import Outlook, State
+from orchestrator.report.claims.outlook import MOST_LOOKS, Outlook, State
 from orchestrator.report.frames import Records, cells_frame
-from orchestrator.report.sequential import MOST_LOOKS
 from orchestrator.seeds import with_every_seed
 from orchestrator.store import Store
+from orchestrator.submit import Asked
 from orchestrator.until_decided import Budget, End, forecast, parse_budget, until_decided
 from trainers.config import TrialConfig
 
@@ -323,6 +326,34 @@ def test_studies_with_other_first_seeds_share_trainings_and_end(truth: Truth) ->
     assert {one.state for claims in end.claims.values() for one in claims} <= {"decided", "hopeless"}
     seeds = [(cell.study, cell.seed) for cell in end.plan.cells() if cell.cell == "unclaimed"]
     assert seeds == [("mine", 0), ("mine", 1), ("other", 0), ("other", 1), ("other", 2)]
+
+
+def test_submit_passes_what_was_asked_to_the_cluster() -> None:
+    asked = Asked(("table1",), None, "0,1", (), "auto", None, "/shared", True, "4h", 9)
+    words = shlex.split(asked.entrypoint(["table1"], None))
+    assert {"--until-decided", "--budget", "4h", "--max-seeds", "9"} <= set(words)
+    plain = Asked(("table1",), None, "0,1", (), "auto", None, "/shared")
+    assert not {"--until-decided", "--budget", "--max-seeds"} & set(
+        shlex.split(plain.entrypoint(["table1"], None))
+    )
+
+
+def test_a_plan_for_scripts_has_the_claims_and_the_worst_case(
+    truth: Truth, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth.run(max_seeds=20, budget=Rounds(1))
+    words = ["plan", str(truth.study), "--until-decided", "--store", str(truth.store.root), "--json"]
+    monkeypatch.setattr(sys, "argv", ["ablate", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert {claim["claim"]: claim["state"] for claim in plan["claims"]} == {
+        "clear": "decided",
+        "narrow": "open",
+    }
+    assert len(plan["to_train"]) == 2
+    assert len(plan["to_train_at_most"]) == 36
 
 
 def test_a_cell_gets_no_more_seeds_than_a_verdict_may_rest_on() -> None:
