@@ -33,8 +33,8 @@ class Overview:
     """All cells of some member studies against all their metrics.
 
     Attributes:
-        spread: the standard deviation of one run by metric, over all cells together; a dash where spreads differ from
-            cell to cell, or nothing is known of them.
+        spread: the standard deviation of one run by metric, over all cells of like spread; a dash where nothing is
+            known of it.
     """
 
     metrics: tuple[str, ...]
@@ -103,7 +103,6 @@ def _spreads(study: StudyPlan, members: list[str], metrics: list[str], values: V
             }
             if finite:
                 once.setdefault(tuple(training), finite)
-        uncertainty = Uncertainty(once)
-        sd = uncertainty.pooled.sd if uncertainty.is_pooled else None
+        sd = Uncertainty(once).pooled.sd
         texts.append(NONE if sd is None else number(sd, metric))
     return tuple(texts)

@@ -32,8 +32,8 @@ METRIC_LABELS = {
 
 SPREAD_ROW = "Standard deviation of one run"
 OVERVIEW_LEGEND = (
-    "Means over n seeds or networks. The standard deviation of one run is estimated from all cells together, without "
-    "what all cells of a seed share; a dash where it differs from cell to cell (Brown–Forsythe), or is not known."
+    "Means over n seeds or networks. The standard deviation of one run is estimated from all cells together but those "
+    "that vary more, without what all cells of a seed share; a dash where it is not known."
 )
 
 

@@ -54,7 +54,7 @@ def _settings(table: FilledTable) -> list[Distinct]:
     rows: dict[Hashable, list[Row]] = {}
     for row in table.rows:
         if row.ours is not None and row.known and len(row.known) == _given(row):
-            rows.setdefault((row.training, row.metric), []).append(row)
+            rows.setdefault(row.key, []).append(row)
     return [Distinct(tuple(some), some[0].ours.mean) for some in rows.values() if some[0].ours]
 
 
@@ -103,7 +103,7 @@ def _interval(table: FilledTable, first: Distinct, last: Distinct, settings: int
     if max(len(one.rows[0].known) for one in (first, last)) == 1:
         return f"{_repeats(table, first)}, so no interval"
     pairs = settings * (settings - 1) // 2
-    found = table.uncertainty.gap(first.rows[0].known, last.rows[0].known, 1 - 0.05 / pairs)
+    found = table.uncertainty.gap(first.rows[0].key, last.rows[0].key, 1 - 0.05 / pairs)
     if found is None:
         return "no interval"
     metric = first.rows[0].metric

@@ -16,7 +16,7 @@ from orchestrator.plan import PlannedCell, StudyPlan
 from orchestrator.report import escape, numbers, phrases
 from orchestrator.report.frames import Hole, row_metric
 from orchestrator.report.statistics import Interval
-from orchestrator.report.uncertainty import Uncertainty
+from orchestrator.report.uncertainty import FEWEST_OWN, Uncertainty
 from orchestrator.setting import name_of
 from orchestrator.spec import Study
 
@@ -69,6 +69,11 @@ class Row:
     training: Hashable
     as_published: bool
     sd: float | None = None
+
+    @property
+    def key(self) -> Hashable:
+        """What is one cell of the table's uncertainty: a training by a metric."""
+        return self.training, self.metric
 
     @property
     def known(self) -> dict[int, float]:
@@ -158,14 +163,15 @@ class FilledTable:
         what = "95 % interval" if self.style.spread == "interval" else "standard deviation"
         if not any(row.sd for row in self.rows):
             return [f"Mean over n {drawn}; {self._no_spread(drawn)}.", *single]
-        how = "each row's own, from 3 runs on"
-        if self.uncertainty.is_pooled:
-            freedom = self.uncertainty.pooled.degrees_of_freedom
-            how = f"pooled over all rows, {phrases.count(freedom, 'degree')} of freedom"
-        elif self.uncertainty.unequal_p is not None:
-            how += f", as their spreads differ: Brown–Forsythe p = {self.uncertainty.unequal_p:.2g}"
-        constant = any(row.sd == 0 for row in self.rows)  # of rows with a spread of their own
-        alone = [f"Without ±: all {drawn} gave the same."] if constant else []
+        how = f"each row's own, from {FEWEST_OWN} runs on"
+        if self.uncertainty.pooled.sd is not None:
+            freedom = phrases.count(self.uncertainty.pooled.degrees_of_freedom, "degree")
+            own = [f"“{row.label}”" for row in self.rows if row.key in self.uncertainty.outlying]
+            which = "rows of like spread" if own else "all rows"
+            but = f"; its own for {phrases.listed(own)}, which varies more" if own else ""
+            how = f"pooled over {which}, {freedom} of freedom{but}"
+        constant = any(row.sd == 0 for row in self.rows)
+        alone = ["Without ±: no spread beside the other rows."] if constant else []
         return [f"Mean over n {drawn} ± {what} ({how}).", *alone, *single]
 
     def _no_spread(self, drawn: str) -> str:
@@ -258,7 +264,7 @@ def _fill_table(
 ) -> FilledTable:
     marks: dict[str, str] = {}
     rows = [_bare_row(member, table, row, known, marks) for row in table.rows]
-    uncertainty = Uncertainty({(row.training, row.metric): row.known for row in rows if row.known})
+    uncertainty = Uncertainty({row.key: row.known for row in rows if row.known})
     full = tuple(_with_spread(row, uncertainty, style, marks) for row in rows)
     toys = member.toy is not None
     return FilledTable(
@@ -312,10 +318,10 @@ def _with_spread(row: Row, uncertainty: Uncertainty, style: TableStyle, marks: d
         return row
     if len(row.known) < len(given):
         return replace(row, ours=Interval(math.fsum(given.values()) / len(given), None, None, len(given)))
-    ours, here = uncertainty.interval(given), row.marks
+    ours, here = uncertainty.interval(row.key), row.marks
     if style.spread == "interval" and (text := _beyond(row.metric, ours)):
         here = (*here, marks.setdefault(text, letters(len(marks))))
-    return replace(row, ours=ours, sd=uncertainty.spread(given).sd, marks=here)
+    return replace(row, ours=ours, sd=uncertainty.spread(row.key).sd, marks=here)
 
 
 def _beyond(metric: str, interval: Interval) -> str:
@@ -363,7 +369,7 @@ def to_csv(table: FilledTable) -> str:
     lines = []
     for row in table.rows:
         mean, low, high, n = row.ours or (None, None, None, 0)
-        freedom = table.uncertainty.spread(row.known).degrees_of_freedom if row.sd is not None else None
+        freedom = table.uncertainty.spread(row.key).degrees_of_freedom if row.sd is not None else None
         notes = "; ".join(table.notes[mark] for mark in row.marks)
         identity = (*row.columns, row.study, row.cell, table.recipe, row.metric)
         values = [row.values.get(seed) for seed in table.seeds]

@@ -34,8 +34,8 @@ def table_of(values, paper=None, *, shared=(), metric=TOP1, networks=False):
             names, values, paper or [None] * len(values), training, strict=True
         )
     ]
-    uncertainty = Uncertainty({(row.training, row.metric): row.known for row in rows if row.known})
-    rows = [replace(row, ours=uncertainty.interval(row.known)) if row.known else row for row in rows]
+    uncertainty = Uncertainty({row.key: row.known for row in rows if row.known})
+    rows = [replace(row, ours=uncertainty.interval(row.key)) if row.known else row for row in rows]
     spec = Table(
         name="t",
         title="T",
