@@ -16,8 +16,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from orchestrator.errors import AblateError
 from orchestrator.plan import Plan, StudyPlan
-from orchestrator.report import phrases, sentences, strips, tables, verdicts
-from orchestrator.report.claims import claims_csv
+from orchestrator.report import paths, phrases, sentences, strips, tables, verdicts
+from orchestrator.report.claims import claims_csv, path_csv
 from orchestrator.report.content import Report, make_report
 from orchestrator.report.figures import FilledFigure
 from orchestrator.report.frames import COLUMNS, Records
@@ -103,6 +103,7 @@ def table_files(report: Report) -> dict[str, str]:
     contents = {"cells.csv": _cells_csv(report.cells)}
     if report.claims:
         contents["claims.csv"] = claims_csv(report.claims)
+        contents["claims_by_seeds.csv"] = path_csv(report.claims)
     for table in report.tables:
         contents[f"tables/{table.name}.csv"] = tables.to_csv(table)
         contents[f"tables/{table.name}.md"] = to_markdown(table)
@@ -152,8 +153,14 @@ def html(report: Report, pictures: Files) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%").replace(" ± ", "\u00a0± ")
-    environment.globals |= {"phrases": phrases, "sentences": sentences, "strips": strips, "to_latex": to_latex,
-                            "verdicts": verdicts}  # fmt: skip
+    modules = {
+        "paths": paths,
+        "phrases": phrases,
+        "sentences": sentences,
+        "strips": strips,
+        "verdicts": verdicts,
+    }
+    environment.globals |= modules | {"to_latex": to_latex}
     return environment.get_template("index.html.j2").render(
         report=report,
         facts=report.provenance,

@@ -18,7 +18,7 @@ from orchestrator.report.render import files
 from orchestrator.store import Store
 
 NAMES = {
-    "cells.csv", "claims.csv", "index.html", "provenance.json", "report.md",
+    "cells.csv", "claims.csv", "claims_by_seeds.csv", "index.html", "provenance.json", "report.md",
     "tables/table1.csv", "tables/table1.md", "tables/table1.tex",
     "tables/table2.csv", "tables/table2.md", "tables/table2.tex",
 }  # fmt: skip

@@ -23,7 +23,7 @@ from orchestrator.store import Store
 
 FIGURES = ("spectra", "sweep", "live", "weights", "alignment")
 NAMES = {
-    "cells.csv", "claims.csv", "index.html", "provenance.json", "report.md",
+    "cells.csv", "claims.csv", "claims_by_seeds.csv", "index.html", "provenance.json", "report.md",
     *(f"tables/{name}.{ending}" for name in ("probes", "collapse") for ending in ("csv", "md", "tex")),
     *(f"figures/{name}.{ending}" for name in FIGURES for ending in ("svg", "png", "csv")),
 }  # fmt: skip
