@@ -32,7 +32,8 @@ from orchestrator.report.claims.hypotheses import (
     decide,
     seeds_needed,
 )
-from orchestrator.report.claims.samples import OneRun, Replicates, pooled_power, t_power
+from orchestrator.report.claims.power import pooled_power, t_power
+from orchestrator.report.claims.samples import OneRun, Replicates
 from orchestrator.report.frames import COLUMNS, cells_frame, holes
 from orchestrator.report.sequential import MOST_LOOKS, always_valid, look_level
 from orchestrator.report.spread import pooled_spread

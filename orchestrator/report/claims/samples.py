@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from statistics import stdev
 from typing import Literal, NamedTuple, Protocol
 
-from scipy.special import bdtrc, nctdtr, ndtr, stdtr, stdtrit
+from scipy.special import bdtrc, ndtr, stdtr, stdtrit
 
+from orchestrator.report.claims.power import PRIOR_FREEDOM, pooled_power, t_power
 from orchestrator.report.sequential import always_valid, look_level
 from orchestrator.report.spread import Spread
 
@@ -28,9 +29,6 @@ Side = Literal[1, -1]
 """1: the truth lies above a value; -1: below."""
 
 Kind = Literal["strict", "pooled", "alone"]
-
-PRIOR_FREEDOM = 1.5
-"""Degrees of freedom that the others' spread counts for; chosen by benchmarks/claims.py."""
 
 ONE_SIDED = 0.025
 """Of each end of a 95 % interval."""
@@ -248,40 +246,3 @@ class OneRun:
             middle = (far + near) / 2
             far, near = (middle, near) if self._score_p(middle, side) <= level else (far, middle)
         return far
-
-
-# --- power ----------------------------------------------------------------------------------------
-
-
-def pooled_power(shift: float, sd: float, n: int, freedom: float, level: float, alone: float) -> float:
-    """Power of "pooled" at `level` and of "alone" at `alone` together: nearly that of the weaker.
-
-    Args:
-        shift: of the true difference beyond the null.
-        sd: between seeds, of one cell; all cells have it.
-        freedom: degrees of freedom of the pooled variance with n seeds.
-        level, alone: one-sided, of the look at n seeds.
-    """
-    others = freedom - (n - 1)
-    if others <= 0:
-        return t_power(shift, math.sqrt(2) * sd, n, min(level, alone))
-    moderated = n - 1 + min(PRIOR_FREEDOM, others)
-    tests = ((freedom, level), (moderated, alone))
-    return min(t_power(shift, math.sqrt(2) * sd, n, at, degrees) for degrees, at in tests)
-
-
-def t_power(shift: float, spread: float, n: int, level: float, freedom: float | None = None) -> float:
-    """Power of the one-sided t test on n values whose mean lies `shift` beyond the null, at this level.
-
-    Args:
-        freedom: degrees of freedom of the variance; default: n - 1.
-    """
-    if n < 2 or level == 0:
-        return 0.0
-    if spread == 0:
-        return float(shift > 0 and 0.5**n <= level)
-    degrees = n - 1 if freedom is None else freedom
-    distance = shift / spread * math.sqrt(n)
-    missed = float(nctdtr(degrees, distance, stdtrit(degrees, 1 - level)))
-    # scipy finds no number for distances of 35 and more, where there is no doubt left
-    return float(distance > 0) if math.isnan(missed) else 1 - missed
