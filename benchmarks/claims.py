@@ -25,6 +25,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.special import stdtr
 
+from orchestrator.analysis.power import pooled_power, t_power
+from orchestrator.analysis.sequential import MOST_LOOKS, WEIGHTS, look_level
 from orchestrator.exhibits import (
     Claim,
     CorrelationClaim,
@@ -39,8 +41,6 @@ from orchestrator.report.claims.comparisons import CellNumbers
 from orchestrator.report.claims.findings import Spreads, find
 from orchestrator.report.claims.hypotheses import Verdict, decide
 from orchestrator.report.claims.numbers import pools
-from orchestrator.report.claims.power import pooled_power, t_power
-from orchestrator.report.sequential import MOST_LOOKS, WEIGHTS, look_level
 
 ALPHA = 0.05
 SEED_SD = 0.2

@@ -6,7 +6,7 @@ import math
 
 from scipy.special import nctdtr, ndtri, stdtrit
 
-from orchestrator.report.sequential import look_level
+from orchestrator.analysis.sequential import look_level
 
 PRIOR_FREEDOM = 1.5
 """Degrees of freedom that the other cells' spread counts for in the "alone" test; benchmarks/claims.py chose it."""
