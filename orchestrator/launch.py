@@ -68,7 +68,7 @@ def launch_until_decided(
     _set_aside_damaged(store, console)
     with Runner(where, store, console) as runner:
         end, summary = until_decided(
-            allocation, budget, store, lambda plan, missing: runner.run(plan, missing, budget.left), say
+            allocation, budget, store, lambda plan, missing: runner.run(plan, missing, budget.deadline), say
         )
         runner.track(end.plan)
     report_all(end.plan, store, console)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
@@ -47,11 +48,11 @@ class Runner:
     ) -> None:
         self._until_end.__exit__(kind, error, trace)
 
-    def run(self, plan: Plan, missing: list[Job], seconds: float | None = None) -> None:
+    def run(self, plan: Plan, missing: list[Job], deadline: float | None = None) -> None:
         """Run jobs of a plan to their end.
 
         Args:
-            seconds: see `schedule.run_jobs`.
+            deadline: on the monotonic clock, when running trials save their states and end; None: no limit.
 
         Raises:
             CapacityError: one of them fits nowhere.
@@ -76,7 +77,7 @@ class Runner:
                 )
                 preflight.show(self._console, looked)
                 preflight.refuse(looked)
-            self._run(plan, missing, concurrency(missing, nodes, where.max_concurrent), seconds)
+            self._run(plan, missing, concurrency(missing, nodes, where.max_concurrent), deadline)
 
     def track(self, plan: Plan) -> None:
         """What MLflow is to hold from now on."""
@@ -85,7 +86,7 @@ class Runner:
             self._tracker = self._until_end.enter_context(beside)
         self._tracker.follow(plan)
 
-    def _run(self, plan: Plan, missing: list[Job], at_once: int, seconds: float | None) -> None:
+    def _run(self, plan: Plan, missing: list[Job], at_once: int, deadline: float | None) -> None:
         if cost := estimate(plan, missing, self._store, at_once):
             self._console.print(f"about {duration(cost.seconds)} with {at_once} at once (from {cost.basis})")
         self.track(plan)
@@ -100,7 +101,7 @@ class Runner:
                 where.max_concurrent,
                 progress,
                 self._tracker.notify,
-                seconds,
+                None if deadline is None else deadline - time.monotonic(),
             )
 
     def _say(self, sentence: str) -> None:

@@ -55,12 +55,12 @@ class Budget:
         return time.monotonic() - self.started
 
     @property
-    def left(self) -> float | None:
-        return None if self.seconds is None else self.seconds - self.used
+    def deadline(self) -> float | None:
+        return None if self.seconds is None else self.started + self.seconds
 
     @property
     def spent(self) -> bool:
-        return self.left is not None and self.left <= 0
+        return self.deadline is not None and time.monotonic() >= self.deadline
 
 
 @dataclass(frozen=True)

@@ -703,6 +703,15 @@ def test_the_background_tracker_syncs_when_told_and_when_closed(small, store):
     assert sync(small, store).unchanged == 5
 
 
+def test_the_background_tracker_goes_on_to_another_plan(small, small_study, store):
+    tracker = BackgroundTracker(Tracker(default_uri(store), store), small)
+    more = make_plan([small_study], seeds=(0, 1, 2))
+    fill(more, store)
+    tracker.follow(more)
+    assert tracker.close() is None
+    assert len(runs(small, store)[1]) == 6
+
+
 def test_errors_of_the_background_tracker_come_out_at_its_close_only(small, store):
     fill(small, store)
     tracker = BackgroundTracker(Tracker("http://127.0.0.1:9", store), small)

@@ -1,1 +1,0 @@
-"""What numbers and claims can be decided, without records or frames."""
