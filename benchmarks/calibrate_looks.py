@@ -1,4 +1,4 @@
-"""Makes the table of orchestrator/report/sequential.py: how likely so good a best look is where nothing is there.
+"""Makes the table of orchestrator/analysis/sequential.py: how likely so good a best look is where nothing is there.
 
 Simulates paths of Student's t and counts how often the minimum over looks k = 2 .. 20 of p_k / w_k falls to x. The look
 at one seed, whose test is of another kind, is added at its Bonferroni price. Paths whose variance has more degrees of
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr
 
-from orchestrator.report.sequential import GRID, MOST_LOOKS, WEIGHTS
+from orchestrator.analysis.sequential import GRID, MOST_LOOKS, WEIGHTS
 
 CHUNK = 100_000
 

@@ -78,7 +78,21 @@ def show_plan(console: Console, plan: Plan, missing: list[Job]) -> None:
         for name, setting in settings.items():
             table.add_row(name, setting, *(states[name].get(seed, "") for seed in study.seeds))
         console.print(table)
+        _show_decidable(console, study)
     console.print(_summary(plan, missing))
+
+
+def _show_decidable(console: Console, study: StudyPlan) -> None:
+    """What the planned seeds can decide, by family of claims."""
+    from orchestrator.analysis.families import decidable  # scipy: other verbs do without
+
+    lines = decidable(study)
+    if lines:
+        power = f"power {100 * study.study.statistics.power:.0f} %"
+        spread = f"spread between seeds of {study.seed_sd:g} points assumed"
+        console.print(f"What the seeds decide ({power}, {spread}), by family of claims:")
+    for line in lines:
+        console.print(f"  {line}")
 
 
 def _setting(config: TrialConfig, recipe: Recipe) -> str:

@@ -33,11 +33,14 @@ def pooled_spread(cells: Mapping[Hashable, Mapping[int, float]]) -> Spread:
         cells: cell -> seed -> value, finite, in any unit; not every cell needs every seed. Cells that one training
             serves are to be given once: their residuals would count twice.
     """
-    shares = _shares(cells).values()
-    freedom = round(sum(share.freedom for share in shares))
+    return _spread(_shares(cells))
+
+
+def _spread(shares: Mapping[Hashable, _Share]) -> Spread:
+    freedom = round(sum(share.freedom for share in shares.values()))
     if freedom == 0:
         return Spread(None, 0)
-    return Spread(math.sqrt(sum(share.squares for share in shares) / freedom), freedom)
+    return Spread(math.sqrt(sum(share.squares for share in shares.values()) / freedom), freedom)
 
 
 class _Share(NamedTuple):
@@ -99,14 +102,19 @@ class Pool:
             cell: {seed: value for seed, value in seeds.items() if seed <= last}
             for cell, seeds in self.cells.items()
         }
-        outlying = outlying_cells(known)
+        shares = _shares(known)
+        outlying = _outlying(shares)
         alike = {cell: seeds for cell, seeds in known.items() if cell not in outlying}
-        return pooled_spread(alike), frozenset(alike)
+        return pooled_spread(alike) if outlying else _spread(shares), frozenset(alike)
 
 
 def outlying_cells(cells: Mapping[Hashable, Mapping[int, float]]) -> set[Hashable]:
     """Those whose spread exceeds that of all others: the F test of either's residuals, as Cochran's C test does."""
-    shares = {cell: share for cell, share in _shares(cells).items() if share.freedom > 1e-9}
+    return _outlying(_shares(cells))
+
+
+def _outlying(all_shares: Mapping[Hashable, _Share]) -> set[Hashable]:
+    shares = {cell: share for cell, share in all_shares.items() if share.freedom > 1e-9}
     squares, freedom = (
         (sum(column) for column in zip(*shares.values(), strict=True)) if shares else (0.0, 0.0)
     )

@@ -20,6 +20,8 @@ from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 from synthetic import fill
 
+from orchestrator.analysis.power import pooled_power, t_power
+from orchestrator.analysis.sequential import MOST_LOOKS, always_valid, look_level
 from orchestrator.plan import PlannedCell, StudyPlan, make_plan
 from orchestrator.report import tables
 from orchestrator.report.claims import CSV_COLUMNS, claims_csv, judge, path_csv, table_agreement, wording
@@ -32,9 +34,8 @@ from orchestrator.report.claims.hypotheses import (
     decide,
     seeds_needed,
 )
-from orchestrator.report.claims.samples import OneRun, Replicates, pooled_power, t_power
+from orchestrator.report.claims.samples import OneRun, Replicates
 from orchestrator.report.frames import COLUMNS, cells_frame, holes
-from orchestrator.report.sequential import MOST_LOOKS, always_valid, look_level
 from orchestrator.report.spread import pooled_spread
 from orchestrator.spec import Study
 from orchestrator.store import Store
@@ -852,9 +853,9 @@ def allowed(alpha, draws):
 ASSUMED = [scenario for scenario in benchmark.SCENARIOS if not scenario.outside]
 
 
-@pytest.mark.parametrize("scenario", ASSUMED[::3], ids=lambda scenario: scenario.name)
-def test_where_nothing_is_to_be_found_few_draws_have_a_verdict(scenario):
-    assert benchmark.false_verdicts(scenario, 200) <= allowed(benchmark.ALPHA, 200)
+@pytest.mark.parametrize("scenario", ASSUMED[::4], ids=lambda scenario: scenario.name)
+def test_where_nothing_is_to_be_found_few_draws_have_a_verdict_at_any_number_of_seeds(scenario):
+    assert benchmark.false_verdicts(scenario, 60) <= allowed(benchmark.ALPHA, 60)
 
 
 @pytest.mark.slow
@@ -865,12 +866,9 @@ def test_where_nothing_is_to_be_found_verdicts_are_no_more_frequent_than_alpha(s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("effect", benchmark.EFFECTS, ids=lambda effect: effect.name)
-def test_effects_are_found_as_often_as_foretold(effect):
-    rate = benchmark.supported(effect, 1000, seed=1)
+def test_effects_are_supported_at_least_as_often_as_foretold(effect):
     error = benchmark.standard_error(effect.foretold, 1000)
-    assert rate >= effect.foretold - 3 * error - 0.02
-    if effect.name.startswith("order"):
-        assert rate <= effect.foretold + 3 * error + 0.02
+    assert benchmark.supported(effect, 1000, seed=1) >= effect.foretold - 3 * error - 0.02
 
 
 # --- words, files, tables -----------------------------------------------------------------------------

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import t as student
 
-from orchestrator.report.claims.samples import PRIOR_FREEDOM, Replicates, pooled_power
-from orchestrator.report.sequential import always_valid
+from orchestrator.analysis.power import PRIOR_FREEDOM, pooled_power
+from orchestrator.analysis.sequential import always_valid
+from orchestrator.report.claims.samples import Replicates
 from orchestrator.report.spread import Pool, outlying_cells
 
 A, B, C = "a", "b", "c"

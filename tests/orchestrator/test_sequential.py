@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm, ttest_1samp
 
-from orchestrator.report.sequential import CHANCES, GRID, MOST_LOOKS, WEIGHTS, always_valid, look_level
+from orchestrator.analysis.sequential import CHANCES, GRID, MOST_LOOKS, WEIGHTS, always_valid, look_level
 
 one_p = st.floats(1e-9, 1)
 

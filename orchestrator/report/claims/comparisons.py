@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.analysis.sequential import MOST_LOOKS
 from orchestrator.report.claims import wording
 from orchestrator.report.claims.hypotheses import Beyond, decisive_p
 from orchestrator.report.claims.samples import OneRun, Replicates, Sample, Side
-from orchestrator.report.sequential import MOST_LOOKS
 from orchestrator.report.spread import Pool
 from orchestrator.report.statistics import ROUNDING
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from orchestrator.analysis.families import family_of
 from orchestrator.exhibits import Claim, Statistics
 from orchestrator.plan import StudyPlan
 from orchestrator.report.claims.comparisons import CellNumbers
@@ -48,10 +49,8 @@ class Examined:
 
     @property
     def family(self) -> str:
-        """Claims whose errors are bounded together: a number of the paper's list, toy networks, or a study."""
-        if any(cell.repeat == "network" for cell in self.cells):
-            return "toy networks"
-        return self.study if self.claim.group is None else f"claim {self.claim.group}"
+        """Claims whose errors are bounded together."""
+        return family_of(self.study, self.claim, toy=any(not cell.looks for cell in self.cells))
 
     @property
     def verdict(self) -> Verdict:

@@ -11,6 +11,7 @@ from typing import assert_never
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.analysis.sequential import MOST_LOOKS
 from orchestrator.exhibits import (
     Claim,
     CorrelationClaim,
@@ -43,7 +44,6 @@ from orchestrator.report.claims.hypotheses import (
     Verdict,
 )
 from orchestrator.report.claims.samples import Side
-from orchestrator.report.sequential import MOST_LOOKS
 from orchestrator.report.spread import Pool
 from orchestrator.report.statistics import spearman, spearman_interval, without_rounding
 

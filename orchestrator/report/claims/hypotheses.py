@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
+from orchestrator.analysis.sequential import MOST_LOOKS, always_valid, look_level
 from orchestrator.report.claims.samples import Kind, Sample, Side
-from orchestrator.report.sequential import MOST_LOOKS, always_valid, look_level
 from orchestrator.report.statistics import holm, midranks, page_p, spearman, without_rounding
 
 Verdict = Literal["supported", "contradicted", "undecided"]

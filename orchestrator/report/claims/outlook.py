@@ -7,12 +7,12 @@ from typing import Literal
 
 import pandas as pd
 
+from orchestrator.analysis.sequential import MOST_LOOKS
 from orchestrator.exhibits import CorrelationClaim
 from orchestrator.plan import StudyPlan
 from orchestrator.report.claims.comparisons import ONE_SEED
 from orchestrator.report.claims.examining import Examined, examine
 from orchestrator.report.frames import Records
-from orchestrator.report.sequential import MOST_LOOKS
 
 State = Literal["decided", "open", "hopeless"]
 

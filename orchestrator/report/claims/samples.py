@@ -1,6 +1,6 @@
 """What was measured of one level or one difference, with the p-values of its one-sided tests.
 
-Every p and every interval is valid at each look, see `orchestrator.report.sequential`. Three tests stand side by side:
+Every p and every interval is valid at each look, see `orchestrator.analysis.sequential`. Three tests are shown:
 
 - "strict": Student's t with the sample's own spread, valid whatever the spread of other cells.
 - "pooled": with the spread of all cells of the report. Claims of a family are adjusted by it.
@@ -16,21 +16,18 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from statistics import stdev
 from typing import Literal, NamedTuple, Protocol
 
-from scipy.special import bdtrc, nctdtr, ndtr, stdtr, stdtrit
+from scipy.special import bdtrc, ndtr, stdtr, stdtrit
 
-from orchestrator.report.sequential import always_valid, look_level
+from orchestrator.analysis.power import PRIOR_FREEDOM, pooled_power, t_power
+from orchestrator.analysis.sequential import always_valid, look_level
 from orchestrator.report.spread import Spread
 
 Side = Literal[1, -1]
 """1: the truth lies above a value; -1: below."""
 
 Kind = Literal["strict", "pooled", "alone"]
-
-PRIOR_FREEDOM = 1.5
-"""Degrees of freedom that the others' spread counts for; chosen by benchmarks/claims.py."""
 
 ONE_SIDED = 0.025
 """Of each end of a 95 % interval."""
@@ -89,7 +86,7 @@ class Replicates:
 
     @functools.cached_property
     def effect(self) -> float:
-        return self._mean(len(self.values))
+        return self._means[-1]
 
     @functools.cached_property
     def spread(self) -> float:
@@ -98,7 +95,7 @@ class Replicates:
     @functools.cached_property
     def interval(self) -> tuple[float, float]:
         """All values that neither "pooled" nor "alone" refuses, by any look; each look's interval narrows the last."""
-        if self._error(len(self.values), "alone").size == 0:
+        if self._errors[len(self.values), "alone"].size == 0:
             return self.effect, self.effect
         ends = [self._narrowed(kind) for kind in ("pooled", "alone")]
         return min(low for low, _ in ends), max(high for _, high in ends)
@@ -126,11 +123,19 @@ class Replicates:
     def _looks(self) -> range:
         return range(2 if self.looks else len(self.values), len(self.values) + 1)
 
-    def _mean(self, n: int) -> float:
-        return math.fsum(self.values[:n]) / n
+    @functools.cached_property
+    def _means(self) -> list[float]:
+        """Of the first 1, 2, .. values."""
+        return [math.fsum(self.values[:n]) / n for n in range(1, len(self.values) + 1)]
+
+    @functools.cached_property
+    def _errors(self) -> dict[tuple[int, Kind], Error]:
+        kinds: tuple[Kind, ...] = ("strict", "pooled", "alone")
+        return {(n, kind): self._error(n, kind) for n in self._looks for kind in kinds}
 
     def _own_spread(self, n: int) -> float:
-        spread = stdev(self.values[:n])
+        mean = self._means[n - 1]
+        spread = math.sqrt(math.fsum((value - mean) ** 2 for value in self.values[:n]) / (n - 1))
         return spread if spread > self.resolution else 0.0
 
     def _pooled(self, n: int) -> Error | None:
@@ -157,7 +162,7 @@ class Replicates:
         return Error(math.sqrt((prior * rest + own.freedom * own.size**2) / freedom), freedom)
 
     def _p_of_look(self, n: int, null: float, side: Side, kind: Kind) -> float:
-        shift, error = side * (self._mean(n) - null), self._error(n, kind)
+        shift, error = side * (self._means[n - 1] - null), self._errors[n, kind]
         if error.size == 0:
             # t is not defined; had the median seed been at the null, every sign would have been as likely
             return 0.5**n if shift > self.resolution else 1.0
@@ -166,12 +171,12 @@ class Replicates:
     def _narrowed(self, kind: Kind) -> tuple[float, float]:
         lows, highs = [], []
         for n in self._looks:
-            error = self._error(n, kind)
+            error = self._errors[n, kind]
             if error.size > 0:  # without spread an early look refuses nothing
                 level = look_level(n, ONE_SIDED) if self.looks else ONE_SIDED
                 half = float(stdtrit(error.freedom, 1 - level)) * error.size
-                lows.append(self._mean(n) - half)
-                highs.append(self._mean(n) + half)
+                lows.append(self._means[n - 1] - half)
+                highs.append(self._means[n - 1] + half)
         low, high = max(lows), min(highs)
         # looks that exclude one another leave nothing: then the last one is shown
         return (low, high) if low < high else (lows[-1], highs[-1])
@@ -248,40 +253,3 @@ class OneRun:
             middle = (far + near) / 2
             far, near = (middle, near) if self._score_p(middle, side) <= level else (far, middle)
         return far
-
-
-# --- power ----------------------------------------------------------------------------------------
-
-
-def pooled_power(shift: float, sd: float, n: int, freedom: float, level: float, alone: float) -> float:
-    """Power of "pooled" at `level` and of "alone" at `alone` together: nearly that of the weaker.
-
-    Args:
-        shift: of the true difference beyond the null.
-        sd: between seeds, of one cell; all cells have it.
-        freedom: degrees of freedom of the pooled variance with n seeds.
-        level, alone: one-sided, of the look at n seeds.
-    """
-    others = freedom - (n - 1)
-    if others <= 0:
-        return t_power(shift, math.sqrt(2) * sd, n, min(level, alone))
-    moderated = n - 1 + min(PRIOR_FREEDOM, others)
-    tests = ((freedom, level), (moderated, alone))
-    return min(t_power(shift, math.sqrt(2) * sd, n, at, degrees) for degrees, at in tests)
-
-
-def t_power(shift: float, spread: float, n: int, level: float, freedom: float | None = None) -> float:
-    """Power of the one-sided t test on n values whose mean lies `shift` beyond the null, at this level.
-
-    Args:
-        freedom: degrees of freedom of the variance; default: n - 1.
-    """
-    if n < 2 or level == 0:
-        return 0.0
-    if spread == 0:
-        return float(shift > 0 and 0.5**n <= level)
-    degrees = n - 1 if freedom is None else freedom
-    distance = shift / spread * math.sqrt(n)
-    missed = float(nctdtr(degrees, distance, stdtrit(degrees, 1 - level)))
-    # scipy finds no number for distances of 35 and more, where there is no doubt left
-    return float(distance > 0) if math.isnan(missed) else 1 - missed

@@ -1,0 +1,1 @@
+"""What numbers and claims can be decided, without records or frames."""
