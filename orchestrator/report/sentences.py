@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
@@ -19,10 +20,7 @@ class Distinct(NamedTuple):
 
     rows: tuple[Row, ...]
     mean: float
-
-    @property
-    def labels(self) -> list[str]:
-        return list(dict.fromkeys(f"“{row.label}”" for row in self.rows))
+    labels: tuple[str, ...]
 
 
 def ours(table: FilledTable) -> str:
@@ -55,7 +53,18 @@ def _settings(table: FilledTable) -> list[Distinct]:
     for row in table.rows:
         if row.ours is not None and row.known and len(row.known) == _given(row):
             rows.setdefault(row.key, []).append(row)
-    return [Distinct(tuple(some), some[0].ours.mean) for some in rows.values() if some[0].ours]
+    uses = Counter(label for some in rows.values() for label in {row.label for row in some})
+    return [
+        Distinct(tuple(some), some[0].ours.mean, tuple(dict.fromkeys(_quoted(row, uses) for row in some)))
+        for some in rows.values()
+        if some[0].ours
+    ]
+
+
+def _quoted(row: Row, uses: Counter[str]) -> str:
+    """A cell's label; with what the table says of the row where two settings have the same one."""
+    columns = ", ".join(text for text in row.columns if text)
+    return f"“{row.label}”" if uses[row.label] == 1 else f"“{row.label}: {columns}”"
 
 
 def _missing(lacking: int, rows: int) -> str:
@@ -122,11 +131,12 @@ def _order(table: FilledTable, settings: Sequence[Distinct]) -> str:
     if not pairs:
         return ""
     agree = sum(not tied and mine * theirs > 0 for mine, theirs, tied in pairs)
-    if len(pairs) == 1:
-        return f"Their order is {'that' if agree else 'not that'} of the paper."
+    among = "" if len(known) == len(settings) else f" among the {len(known)} that it reports"
     if agree == len(pairs):
-        return "The order is the paper's."
-    return f"{agree} of {len(pairs)} pairs come in the paper's order."
+        return f"The order is the paper's{among}."
+    if len(pairs) == 1:
+        return f"The order is not the paper's{among}."
+    return f"{agree} of {len(pairs)} pairs come in the paper's order{among}."
 
 
 def _repeats(table: FilledTable, one: Distinct) -> str:

@@ -94,7 +94,7 @@ def test_an_interval_that_includes_zero_leaves_the_order_open():
          "seed, so no interval)."),
         ([(60.0,), (float("nan"),)], {}, "“a” has 60.0: 1 seed. 1 of 2 rows has no number yet."),
         ([(60.0,), (50.0,)], {"paper": [1.0, 2.0]}, "“a” is highest, with 60.0, and “b” lowest, with 50.0: 10.0 points "
-         "apart (1 seed, so no interval). Their order is not that of the paper."),
+         "apart (1 seed, so no interval). The order is not the paper's."),
     ],
 )  # fmt: skip
 def test_what_there_is_to_say_is_said(values, options, said):
@@ -149,9 +149,18 @@ def test_whatever_the_numbers_the_sentence_is_true(table):
     agree = sum(ours * theirs > 0 for ours, theirs in pairs)
     if counted := re.search(r"(\d+) of (\d+) pairs come in the paper's order", said):
         assert (agree, len(pairs)) == tuple(map(int, counted.groups()))
-    elif "The order is the paper's." in said or "Their order is that of the paper." in said:
+    elif "The order is the paper's" in said:
         assert agree == len(pairs) > 0
-    elif "Their order is not that of the paper." in said:
+    elif "The order is not the paper's" in said:
         assert (agree, len(pairs)) == (0, 1)
     else:
-        assert not pairs
+        assert not pairs or high == low
+    reported = sum(row.paper is not None for row in distinct.values())
+    among = re.search(r" among the (\d+) that it reports\.", said)
+    assert (int(among[1]) if among else len(distinct)) == (reported if "paper's" in said else len(distinct))
+
+
+def test_rows_of_one_label_are_told_apart_by_what_the_table_says_of_them():
+    table = table_of([(60.0,), (50.0,)])
+    same = replace(table, rows=tuple(replace(row, label="DirectCLR") for row in table.rows))
+    assert sentences.ours(same).startswith("“DirectCLR: a” is highest, with 60.0, and “DirectCLR: b” lowest")
