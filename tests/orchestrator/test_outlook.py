@@ -30,6 +30,12 @@ def test_a_difference_far_below_the_spread_is_hopeless_within_the_cap():
     assert (found.state, found.cells) == ("hopeless", ())
 
 
+def test_a_difference_far_below_the_spread_is_not_given_up_after_two_seeds():
+    found = outlook_on(claim("order", ["a", "b"]), {"a": [60.0, 62.0], "b": [61.0, 61.0]})
+    assert (found.state, found.cells) == ("open", (("study", "a"), ("study", "b")))
+    assert "2 of 3 seeds" in found.reason
+
+
 def test_a_claim_at_the_cap_is_hopeless():
     values = {"a": [60.0, 60.5, 61.3], "b": [59.6, 59.0, 59.9]}
     assert outlook_on(claim("order", ["a", "b"]), values, max_seeds=3).state == "hopeless"

@@ -16,6 +16,9 @@ from orchestrator.report.frames import Records
 
 State = Literal["decided", "open", "hopeless"]
 
+FORETELLS = 3
+"""Seeds from which a claim may be given up: with fewer, the effect that its need is reckoned from is mostly chance."""
+
 
 @dataclass(frozen=True)
 class Outlook:
@@ -69,9 +72,14 @@ def _state(one: Examined, most: int) -> tuple[State, str]:
         return "hopeless", f"undecided at the cap of {most} seeds"
     if finding.method == ONE_SEED:
         return "open", "one seed says nothing of the spread"
-    if one.seeds_needed is None or one.seeds_needed > most:
-        return "hopeless", f"would need more than {most} seeds"
-    return "open", f"needs about {one.seeds_needed} seeds"
+    if one.seeds_needed is not None and one.seeds_needed <= most:
+        return "open", f"needs about {one.seeds_needed} seeds"
+    if finding.seeds < FORETELLS:
+        return (
+            "open",
+            f"too early to tell: {finding.seeds} of {FORETELLS} seeds from which its need can be foretold",
+        )
+    return "hopeless", f"would need more than {most} seeds"
 
 
 def _open_cells(one: Examined, alpha: float) -> tuple[tuple[str, str], ...]:
