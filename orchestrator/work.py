@@ -57,7 +57,8 @@ def train_trial(
     assert isinstance(job.config, TrialConfig)
     started = _now()
     directory = store.trial_directory(job.trial)
-    if context_fields.get("rank", 0) == 0:
+    rank = context_fields.get("rank", 0)
+    if rank == 0:
         store.begin_trial(job.trial, job.config.model_dump(mode="json"))
     context = TrialContext(
         directory=directory,
@@ -66,8 +67,8 @@ def train_trial(
         threads=job.resources.cpus_per_worker,
         state_seconds=job.limits.state_seconds,
         corrupt_images=job.limits.corrupt_images,
-        beat=fence.beat if context_fields.get("rank", 0) == 0 else lambda where: None,
-        note=partial(store.note, job.trial),
+        beat=fence.beat if rank == 0 else lambda where: None,
+        note=partial(store.note, job.trial) if rank == 0 else lambda text: None,
         guard=fence.confirm,
         stopping=fence.stopping,
         **context_fields,

@@ -126,7 +126,7 @@ def test_the_layouts_of_the_released_code_give_the_same_numbers(
     reports = {name: measured(path, store, d0="1/8") for name, path in released.items()}
     for name, report in reports.items():
         assert report["layout"] == name
-        assert report["head"] == {"kind": "mlp", "hidden_dim": 32, "out_dim": 8}
+        assert report["head"] == {"kind": "mlp", "hidden_dim": 32, "out_dim": 8, "final_norm": True}
         assert tuple(report["evaluations"]) == KINDS
         assert report["evaluations"]["subvector_probe"]["protocol"]["d0"] == 64
         metrics = {kind: one["metrics"] for kind, one in report["evaluations"].items()}

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -244,8 +245,8 @@ def _run(folder: Path, executor: Executor) -> dict[str, Any]:
     _write_cifar10(root / "cifar-10-batches-bin")
     put = sharing._put
 
-    def put_and_hide(data: DataConfig) -> SharedData:
-        shared = put(data)
+    def put_and_hide(data: DataConfig, warn: Callable[[str], None]) -> SharedData:
+        shared = put(data, warn)
         root.rename(folder / "hidden")
         return shared
 
