@@ -98,7 +98,8 @@ def outcome(store: Store, one: Job) -> dict[str, Any]:
     evaluations = [(store.evaluation_record(key) or {})["metrics"] for key in one.evaluations]
     tensors, _ = read(store.trial_directory(one.trial) / "checkpoints" / MODEL)
     weights = {name: tensor.tolist() for name, tensor in tensors.items()}
-    return {"metrics": metrics, "evaluations": evaluations, "data": record["dataset"]["fingerprint"], "weights": weights}
+    fingerprint = record["dataset"]["fingerprint"]
+    return {"metrics": metrics, "evaluations": evaluations, "fingerprint": fingerprint, "weights": weights}
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
